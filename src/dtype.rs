@@ -1,0 +1,350 @@
+//! Element types: the closed set [`DType`], the traits that tie Rust types to it, and the one `dispatch!` over them.
+
+use std::fmt;
+
+pub use half::{bf16, f16};
+
+/// The element type of a tensor. Names and meanings are PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// 32-bit IEEE float.
+    F32,
+    /// 64-bit IEEE float.
+    F64,
+    /// bfloat16: 8 bits of exponent, 7 of fraction.
+    BF16,
+    /// IEEE half: 5 bits of exponent, 10 of fraction.
+    F16,
+    /// Unsigned byte; also the result of comparisons (0 or 1).
+    U8,
+    /// 32-bit signed integer.
+    I32,
+    /// 64-bit signed integer; the type of indices and class labels.
+    I64,
+}
+
+impl DType {
+    /// All element types.
+    pub const ALL: [DType; 7] =
+        [DType::F32, DType::F64, DType::BF16, DType::F16, DType::U8, DType::I32, DType::I64];
+    /// The floating-point types: those that carry gradients.
+    pub const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::BF16, DType::F16];
+
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::U8 => 1,
+            DType::BF16 | DType::F16 => 2,
+            DType::F32 | DType::I32 => 4,
+            DType::F64 | DType::I64 => 8,
+        }
+    }
+
+    /// Whether this is a floating-point type.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F64 | DType::BF16 | DType::F16)
+    }
+
+    /// Unit roundoff: half the distance from 1 to the next larger number; 0 for integers.
+    pub const fn unit_roundoff(self) -> f64 {
+        match self {
+            DType::F64 => f64::EPSILON / 2.0,
+            DType::F32 => f32::EPSILON as f64 / 2.0,
+            DType::F16 => 1.0 / 2048.0,
+            DType::BF16 => 1.0 / 256.0,
+            DType::U8 | DType::I32 | DType::I64 => 0.0,
+        }
+    }
+
+    /// The lower-case name, as in `f32`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::U8 => "u8",
+            DType::I32 => "i32",
+            DType::I64 => "i64",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A Rust type that a tensor can hold. Sealed: the set is [`DType`].
+pub trait Element:
+    sealed::Sealed + bytemuck::Pod + PartialOrd + fmt::Debug + fmt::Display + Default + Send + Sync + 'static
+{
+    /// The matching [`DType`].
+    const DTYPE: DType;
+    /// The value as f64, rounded to nearest (`i64` beyond 2⁵³ loses its last bits).
+    fn to_f64(self) -> f64;
+    /// From f64: floats round to nearest even, integers truncate and saturate.
+    fn from_f64(v: f64) -> Self;
+}
+
+/// A floating-point [`Element`]: computes in [`Float::Acc`] (f32 for the 16-bit types, itself otherwise).
+pub trait Float: Element {
+    /// The type that sums and functions are computed in.
+    type Acc: Real;
+    /// Widens, exactly.
+    fn to_acc(self) -> Self::Acc;
+    /// Rounds to nearest even.
+    fn from_acc(v: Self::Acc) -> Self;
+}
+
+macro_rules! elements {
+    ($($t:ty => $d:ident, $to:expr, $from:expr;)*) => {$(
+        impl sealed::Sealed for $t {}
+        impl Element for $t {
+            const DTYPE: DType = DType::$d;
+            #[inline(always)]
+            fn to_f64(self) -> f64 { ($to)(self) }
+            #[inline(always)]
+            fn from_f64(v: f64) -> Self { ($from)(v) }
+        }
+    )*};
+}
+elements! {
+    f32 => F32, |v| v as f64, |v| v as f32;
+    f64 => F64, |v| v, |v| v;
+    bf16 => BF16, bf16::to_f64, bf16::from_f64;
+    f16 => F16, f16::to_f64, f16::from_f64;
+    u8 => U8, |v| v as f64, |v| v as u8;
+    i32 => I32, |v| v as f64, |v| v as i32;
+    i64 => I64, |v| v as f64, |v| v as i64;
+}
+
+macro_rules! floats {
+    ($($t:ty, $acc:ty, $to:expr, $from:expr;)*) => {$(
+        impl Float for $t {
+            type Acc = $acc;
+            #[inline(always)]
+            fn to_acc(self) -> $acc { ($to)(self) }
+            #[inline(always)]
+            fn from_acc(v: $acc) -> Self { ($from)(v) }
+        }
+    )*};
+}
+floats! {
+    f32, f32, |v| v, |v| v;
+    f64, f64, |v| v, |v| v;
+    bf16, f32, bf16::to_f32, bf16::from_f32;
+    f16, f32, f16::to_f32, f16::from_f32;
+}
+
+/// The arithmetic that kernels bodies compute in: `f32` or `f64`.
+pub trait Real:
+    Float<Acc = Self>
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
+    + std::ops::DivAssign
+    + std::iter::Sum
+{
+    /// 0.
+    const ZERO: Self;
+    /// 1.
+    const ONE: Self;
+    /// −∞.
+    const NEG_INFINITY: Self;
+    /// A constant, rounded to this type.
+    fn of(v: f64) -> Self;
+    /// eˣ
+    fn exp(self) -> Self;
+    /// eˣ − 1
+    fn exp_m1(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// ln(1 + x)
+    fn ln_1p(self) -> Self;
+    /// √x
+    fn sqrt(self) -> Self;
+    /// Hyperbolic tangent.
+    fn tanh(self) -> Self;
+    /// The error function, to a few ULP.
+    fn erf(self) -> Self;
+    /// xʸ
+    fn powf(self, y: Self) -> Self;
+    /// |x|
+    fn abs(self) -> Self;
+    /// Fused multiply-add: `self · a + b`, rounded once where the machine has it.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Whether this is NaN.
+    fn is_nan(self) -> bool;
+    /// Whether this is neither infinite nor NaN.
+    fn is_finite(self) -> bool;
+}
+
+macro_rules! reals {
+    ($($t:ident),*) => {$(
+        impl Real for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            #[inline(always)] fn of(v: f64) -> Self { v as $t }
+            #[inline(always)] fn exp(self) -> Self { $t::exp(self) }
+            #[inline(always)] fn exp_m1(self) -> Self { $t::exp_m1(self) }
+            #[inline(always)] fn ln(self) -> Self { $t::ln(self) }
+            #[inline(always)] fn ln_1p(self) -> Self { $t::ln_1p(self) }
+            #[inline(always)] fn sqrt(self) -> Self { $t::sqrt(self) }
+            #[inline(always)] fn tanh(self) -> Self { $t::tanh(self) }
+            #[inline(always)] fn erf(self) -> Self { erf(self as f64) as $t }
+            #[inline(always)] fn powf(self, y: Self) -> Self { $t::powf(self, y) }
+            #[inline(always)] fn abs(self) -> Self { $t::abs(self) }
+            #[inline(always)] fn mul_add(self, a: Self, b: Self) -> Self { $t::mul_add(self, a, b) }
+            #[inline(always)] fn is_nan(self) -> bool { $t::is_nan(self) }
+            #[inline(always)] fn is_finite(self) -> bool { $t::is_finite(self) }
+        }
+    )*};
+}
+reals!(f32, f64);
+
+/// The error function in f64.
+///
+/// |x| < 3: the Maclaurin-like series `2/√π · e^{−x²} · Σ 2ⁿ x^{2n+1} / (2n+1)!!`, all of whose terms have one sign, so
+/// nothing cancels. Beyond: the continued fraction of erfc (Abramowitz and Stegun 7.1.14), evaluated from the tail.
+fn erf(x: f64) -> f64 {
+    let a = x.abs();
+    if a.is_nan() {
+        return x;
+    }
+    if a >= 6.0 {
+        return 1f64.copysign(x);
+    }
+    let value = if a < 3.0 {
+        let (mut term, mut sum, mut n) = (a, a, 1.0);
+        while term > sum * 1e-17 {
+            term *= 2.0 * a * a / (2.0 * n + 1.0);
+            sum += term;
+            n += 1.0;
+        }
+        std::f64::consts::FRAC_2_SQRT_PI * (-a * a).exp() * sum
+    } else {
+        let tail = (1..=60).rev().fold(a, |t, k| a + 0.5 * k as f64 / t);
+        1.0 - (-a * a).exp() / (tail * std::f64::consts::PI.sqrt())
+    };
+    value.copysign(x)
+}
+
+/// Runs `$body` with `$T` bound to the Rust type of a [`DType`] value.
+///
+/// `dispatch!(dtype, T => expr)` covers all types; `dispatch!(float dtype, T => expr, else expr)` the floats only;
+/// `dispatch!(int dtype, T => expr, else expr)` the index types `i32` and `i64`.
+#[macro_export]
+macro_rules! dispatch {
+    (float $dtype:expr, $T:ident => $body:expr, else $other:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = $crate::dtype::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::dtype::f16;
+                $body
+            }
+            _ => $other,
+        }
+    };
+    (int $dtype:expr, $T:ident => $body:expr, else $other:expr) => {
+        match $dtype {
+            $crate::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            _ => $other,
+        }
+    };
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = $crate::dtype::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::dtype::f16;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $T = u8;
+                $body
+            }
+            $crate::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_matches_tabulated_values() {
+        // Abramowitz and Stegun, table 7.1, and DLMF 7.23.
+        for (x, want) in [
+            (0.0, 0.0),
+            (0.1, 0.112_462_916_018_284_9),
+            (0.5, 0.520_499_877_813_046_5),
+            (1.0, 0.842_700_792_949_714_9),
+            (2.0, 0.995_322_265_018_952_7),
+            (2.99, 0.999_976_474_396_919_4),
+            (3.01, 0.999_979_259_806_907_8),
+        ] {
+            assert!((erf(x) - want).abs() < 1e-12, "erf({x}) = {}, want {want}", erf(x));
+            assert_eq!(erf(-x), -erf(x));
+        }
+        assert!(erf(f64::NAN).is_nan());
+        assert_eq!(erf(f64::INFINITY), 1.0);
+    }
+
+    #[test]
+    fn sizes_agree_with_the_rust_types() {
+        for d in DType::ALL {
+            dispatch!(d, T => {
+                assert_eq!(d.size(), size_of::<T>());
+                assert_eq!(<T as Element>::DTYPE, d);
+            });
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! warpsmith: trains and runs neural networks.
+pub mod dtype;
+pub mod error;
+
+pub use dtype::DType;
+pub use error::{Error, ErrorKind, Result};
