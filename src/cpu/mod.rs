@@ -1,0 +1,4 @@
+//! The CPU back end: memory, threads, loops and products. It knows nothing of tensors, ops or GPUs.
+
+pub mod pool;
+pub mod strided;
