@@ -9,6 +9,8 @@ use crate::shape::{IntoShape, Layout};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Tensor, View};
 use crate::{DType, Result, dispatch};
 
+super::family!(Contiguous, Cast);
+
 /// A row-major copy. Gradient: dx = dy.
 #[derive(Clone, Copy, Debug)]
 pub struct Contiguous;

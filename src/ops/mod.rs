@@ -85,6 +85,27 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
     fn cases() -> Cases<Self>;
 }
 
+/// Something done for every op of the crate, such as testing it.
+pub trait Visitor {
+    /// Called once for each type of op.
+    fn visit<O: Op>(&mut self);
+}
+
+/// Calls `visitor` for every op of the crate.
+pub fn visit_all(visitor: &mut impl Visitor) {
+    copy::visit(visitor);
+}
+
+/// Lists the op types of a family for [`visit_all`].
+macro_rules! family {
+    ($($op:ty),* $(,)?) => {
+        pub(super) fn visit(visitor: &mut impl $crate::ops::Visitor) {
+            $(visitor.visit::<$op>();)*
+        }
+    };
+}
+use family;
+
 /// The type-erased op on a node.
 struct Recorded<O>(O);
 
