@@ -52,8 +52,8 @@ pub fn gradcheck(
         for (o, output) in outputs.iter().enumerate().filter(|(_, t)| t.dtype().is_float()) {
             for i in 0..output.numel() {
                 let row = analytic_row(output, i, &leaves[k])?;
-                for (j, &got) in row.iter().enumerate() {
-                    let want = numeric[j][o][i];
+                for (j, (&got, column)) in row.iter().zip(&numeric).enumerate() {
+                    let want = column[o][i];
                     let tolerance = options.atol + options.rtol * want.abs();
                     if (got - want).abs() > tolerance || got.is_nan() != want.is_nan() {
                         let message = format!(

@@ -121,6 +121,9 @@ struct Engine<'a> {
     slots: HashMap<(u64, usize), Slot>,
 }
 
+/// Uses of each of the arena's parameters, by leaf, and the leaves that have no place in it.
+type Uses = (HashMap<u64, usize>, Vec<Arc<Leaf>>);
+
 /// The key of a leaf's slot; nodes and leaves draw their numbers from one source, so keys do not collide.
 fn leaf_key(leaf: &Leaf) -> (u64, usize) {
     (leaf.id, 0)
@@ -205,7 +208,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The number of uses of each of the arena's parameters, and all leaves without a place in it.
-    fn count_uses(&self, from: &Edge) -> Result<(HashMap<u64, usize>, Vec<Arc<Leaf>>)> {
+    fn count_uses(&self, from: &Edge) -> Result<Uses> {
         let (mut uses, mut free) = (HashMap::new(), HashMap::new());
         let mut seen = HashSet::new();
         let mut stack: Vec<Arc<Node>> = Vec::new();
