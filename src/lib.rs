@@ -1,4 +1,5 @@
 //! warpsmith: trains and runs neural networks.
+pub mod cpu;
 pub mod dtype;
 pub mod error;
 
