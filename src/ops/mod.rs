@@ -105,6 +105,19 @@ macro_rules! family {
 }
 use family;
 
+/// Checks that all inputs have one floating-point type, for `infer`.
+pub(crate) fn same_float(op: &'static str, inputs: &[Meta]) -> Result<crate::DType> {
+    let first = inputs[0].dtype;
+    if let Some(other) = inputs.iter().find(|m| m.dtype != first) {
+        let message = format!("inputs of {first} and {}", other.dtype);
+        return Err(Error::dtype(op, message).with_help(format!("cast one with to_dtype(DType::{first:?})")));
+    }
+    if !first.is_float() {
+        return Err(Error::dtype(op, format!("needs floating-point inputs, not {first}")));
+    }
+    Ok(first)
+}
+
 /// The type-erased op on a node.
 struct Recorded<O>(O);
 
