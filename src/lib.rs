@@ -6,7 +6,6 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
-pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod param;
