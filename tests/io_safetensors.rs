@@ -111,7 +111,7 @@ fn the_bytes_are_these_in_any_order() {
 fn an_empty_file_of_no_tensors_is_sound() {
     let bytes = encode(&[], &[]);
     assert_eq!(bytes, file("{}      ", &[]));
-    assert_eq!(SafeTensors::from_bytes("none", &bytes).unwrap().names().len(), 0);
+    assert_eq!(SafeTensors::from_bytes("none", bytes).unwrap().names().len(), 0);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn unusual_but_sound_files_are_read() {
     let header = r#"{ "b" : {"data_offsets":[4,6],"shape":[2],"dtype":"BOOL"} ,
         "z":{"dtype":"F64","shape":[0,3],"data_offsets":[4,4]},
         "\u0061":{"shape":[ 1 ],"dtype":"F32","data_offsets":[0,4]}, "__metadata__":{} }  "#;
-    let read = SafeTensors::from_bytes("odd", &file(header, &[0, 0, 0x80, 0x3f, 1, 0])).unwrap();
+    let read = SafeTensors::from_bytes("odd", file(header, &[0, 0, 0x80, 0x3f, 1, 0])).unwrap();
     assert_eq!(read.names().collect::<Vec<_>>(), ["a", "b", "z"]);
     assert_eq!(read.get("a").unwrap().to_vec::<f32>().unwrap(), [1.0]);
     assert_eq!(read.get("b").unwrap().to_vec::<u8>().unwrap(), [1, 0]);
@@ -129,7 +129,7 @@ fn unusual_but_sound_files_are_read() {
     assert!(missing.kind() == ErrorKind::Data && missing.message().contains("a, b, z"), "{missing}");
 
     let boolean = r#"{"b":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]}}"#;
-    let read = SafeTensors::from_bytes("bool", &file(boolean, &[2])).unwrap();
+    let read = SafeTensors::from_bytes("bool", file(boolean, &[2])).unwrap();
     assert_eq!(read.get("b").unwrap_err().kind(), ErrorKind::Data);
 }
 
@@ -280,19 +280,19 @@ fn a_truncated_file_is_refused_at_every_byte() {
     for len in 0..bytes.len() {
         refusal(&bytes[..len]);
     }
-    assert!(SafeTensors::from_bytes("whole", &bytes).is_ok());
+    assert!(SafeTensors::from_bytes("whole", bytes).is_ok());
 }
 
 #[test]
 fn a_flipped_bit_is_refused_or_keeps_the_file_well_formed() {
     let bytes = encode(&[("w", tensor(DType::F32, &[2, 3])), ("b", tensor(DType::I64, &[1]))], &[("k", "v")]);
-    let whole = SafeTensors::from_bytes("whole", &bytes).unwrap();
+    let whole = SafeTensors::from_bytes("whole", bytes.clone()).unwrap();
     let data_start = bytes.len() - whole.header().data_bytes();
     let mut accepted = 0;
     for bit in 0..bytes.len() * 8 {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        match SafeTensors::from_bytes("flipped", &flipped) {
+        match SafeTensors::from_bytes("flipped", flipped) {
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Data);
                 assert!(bit / 8 < data_start, "a payload bit changed the structure");
@@ -414,12 +414,12 @@ proptest! {
 
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = SafeTensors::from_bytes("random", &bytes);
+        let _ = SafeTensors::from_bytes("random", bytes);
     }
 
     #[test]
     fn random_headers_never_panic(text in r#"\{["a:\{\}\[\],0-9\\u shapedtyF32_ofs]{0,80}"#, data in 0usize..9) {
-        let _ = SafeTensors::from_bytes("random", &file(&text, &vec![0; data]));
+        let _ = SafeTensors::from_bytes("random", file(&text, &vec![0; data]));
     }
 
     #[test]
@@ -427,7 +427,7 @@ proptest! {
         let mut bytes = encode(&[("w", tensor(DType::F16, &[2, 2])), ("n", tensor(DType::I32, &[]))], &[("k", "v")]);
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        if let Ok(read) = SafeTensors::from_bytes("spoilt", &bytes) {
+        if let Ok(read) = SafeTensors::from_bytes("spoilt", bytes) {
             for name in read.names() {
                 let _ = read.get(name);
             }
@@ -443,7 +443,7 @@ proptest! {
             .map(|(name, (d, shape))| (name, tensor(DType::ALL[d], &shape))).collect();
         let mut bytes = Vec::new();
         safetensors::write_to(&mut bytes, &tensors, &metadata).unwrap();
-        let read = SafeTensors::from_bytes("written", &bytes).unwrap();
+        let read = SafeTensors::from_bytes("written", bytes).unwrap();
         prop_assert_eq!(read.metadata(), &metadata);
         prop_assert_eq!(read.names().len(), tensors.len());
         for (name, tensor) in &tensors {

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod atomic;
+#[cfg(feature = "train")]
+pub mod folder;
 mod json;
 pub mod npy;
 pub mod safetensors;

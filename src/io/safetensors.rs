@@ -263,20 +263,20 @@ fn stored_as(dtype: DType) -> (u8, &'static str) {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SafeTensors {
     header: Header,
-    data: Vec<u8>,
+    /// Where the tensors start in `bytes`.
+    start: usize,
+    bytes: Vec<u8>,
 }
 
 impl SafeTensors {
-    /// Checks a file that is already in memory; `file` names it in errors. Fails (kind `Data`) as [`read`] does.
-    pub fn from_bytes(file: impl AsRef<Path>, bytes: &[u8]) -> Result<SafeTensors> {
-        SafeTensors::read_from(file.as_ref(), &mut { bytes }, bytes.len() as u64)
-    }
-
-    fn read_from(file: &Path, from: &mut dyn Read, len: u64) -> Result<SafeTensors> {
-        let header = Header::read(file, from, len)?;
-        // The header has been checked against the file's length: this allocates no more than the file holds.
-        let data = read_vec(file, from, header.data_bytes(), "tensor data")?;
-        Ok(SafeTensors { header, data })
+    /// Checks a file that is already in memory, without copying it; `file` names it in errors. Fails (kind `Data`) as
+    /// [`read`] does.
+    pub fn from_bytes(file: impl AsRef<Path>, bytes: impl Into<Vec<u8>>) -> Result<SafeTensors> {
+        let bytes = bytes.into();
+        let header = Header::read(file.as_ref(), &mut &bytes[..], bytes.len() as u64)?;
+        // The tensors cover the file to its end.
+        let start = bytes.len() - header.data_bytes();
+        Ok(SafeTensors { header, start, bytes })
     }
 
     /// Names, shapes and metadata.
@@ -304,7 +304,7 @@ impl SafeTensors {
                 format!("no tensor {name:?}; the file holds {}{more}", names.join(", ")),
             ));
         };
-        let bytes = &self.data[entry.range.clone()];
+        let bytes = &self.bytes[self.start..][entry.range.clone()];
         if entry.boolean
             && let Some(bad) = bytes.iter().find(|&&b| b > 1)
         {
@@ -321,7 +321,10 @@ impl SafeTensors {
 pub fn read(path: impl AsRef<Path>) -> Result<SafeTensors> {
     let path = path.as_ref();
     let (mut file, len) = open_regular(path)?;
-    SafeTensors::read_from(path, &mut file, len)
+    let header = Header::read(path, &mut file, len)?;
+    // The header has been checked against the file's length: this allocates no more than the file holds.
+    let bytes = read_vec(path, &mut file, header.data_bytes(), "tensor data")?;
+    Ok(SafeTensors { header, start: 0, bytes })
 }
 
 /// Reads and checks the header alone; the data is not touched. Fails as [`read`] does.
