@@ -108,7 +108,7 @@ impl<R: Rule> Update<R> {
 }
 
 /// A state buffer in chunks; endless empty ones for a buffer that the rule does not have.
-fn pieces<'a, R: Send>(state: Option<&'a mut [R]>) -> impl Iterator<Item = &'a mut [R]> + Send {
+fn pieces<R: Send>(state: Option<&mut [R]>) -> impl Iterator<Item = &mut [R]> + Send {
     let absent = if state.is_some() { 0 } else { usize::MAX };
     let empty = std::iter::repeat_with(|| &mut [] as &mut [R]).take(absent);
     state.unwrap_or_default().chunks_mut(CHUNK).chain(empty)
