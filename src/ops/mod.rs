@@ -14,7 +14,7 @@ use std::fmt::Debug;
 
 use crate::cpu::pool::Block;
 use crate::device::Stream;
-use crate::tensor::node::{Backward, Function, record};
+use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
@@ -181,8 +181,24 @@ pub fn run<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         .map(|(b, m)| Out::new(b.as_mut(), m.shape, m.dtype, Mode::Write))
         .collect();
     body(&op, device, inputs, &mut outs, plan.scratch)?;
-    let outputs = blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
+    let outputs: Vec<Tensor> =
+        blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
+    if numerics_checked() {
+        check_finite(O::NAME, &outputs)?;
+    }
     Ok(record(O::NAME, inputs, outputs, |needs| op.saves(needs), || Function::Op(Box::new(Recorded(op)))))
+}
+
+/// An error that names `op` if one of its outputs holds a NaN or an infinity.
+fn check_finite(op: &'static str, outputs: &[Tensor]) -> Result<()> {
+    for output in outputs.iter().filter(|t| t.dtype().is_float()) {
+        let values = output.to_f64_vec()?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let message = format!("element {at} of a result of shape {} is {}", output.shape(), values[at]);
+            return Err(Error::new(crate::ErrorKind::Diverged, message).with_op(op));
+        }
+    }
+    Ok(())
 }
 
 /// Runs an op of one output into a fresh tensor and records it.
