@@ -296,3 +296,71 @@ impl Tensor {
 fn no_tensors(op: &'static str) -> Error {
     Error::argument("needs at least one tensor").with_op(op)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::{GradCheck, gradcheck};
+    use crate::{Device, ErrorKind};
+
+    fn counting(start: usize, shape: &[usize]) -> Tensor {
+        let n: usize = shape.iter().product();
+        let data: Vec<f64> = (start..start + n).map(|i| i as f64).collect();
+        Tensor::from_slice(&data, shape, Device::cpu()).unwrap()
+    }
+
+    #[test]
+    fn pieces_of_a_split_go_back_together() {
+        for shape in [[7, 40, 90], [300, 2, 90], [1, 3, 2]] {
+            let x = counting(0, &shape);
+            for dim in 0..3 {
+                let sizes = [shape[dim] / 2, 0, shape[dim] - shape[dim] / 2];
+                let parts = x.split(&sizes, dim as isize).unwrap();
+                let whole = Tensor::cat(&parts.iter().collect::<Vec<_>>(), dim as isize - 3).unwrap();
+                assert_eq!(whole.to_vec::<f64>().unwrap(), x.to_vec::<f64>().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_agree_with_differences() {
+        let inputs = [counting(0, &[2, 3]), counting(9, &[2, 1])];
+        let cat = |x: &[Tensor]| Ok(vec![Tensor::cat(&[&x[0], &x[1], &x[0]], 1)?]);
+        gradcheck(cat, &inputs, GradCheck::default()).unwrap();
+        let stack = |x: &[Tensor]| Ok(vec![Tensor::stack(&[&x[0], &x[0].contiguous()?], -1)?]);
+        gradcheck(stack, &inputs[..1], GradCheck::default()).unwrap();
+        let pad = |x: &[Tensor]| Ok(vec![x[0].t()?.pad(&[(1, 0), (0, 2)], 3.0)?]);
+        gradcheck(pad, &inputs[..1], GradCheck::default()).unwrap();
+        // More inputs than the tape's save mask has bits.
+        let many = |x: &[Tensor]| Ok(vec![Tensor::cat(&vec![&x[1]; 70], 0)?]);
+        gradcheck(many, &inputs, GradCheck::default()).unwrap();
+    }
+
+    #[test]
+    fn pads_count_from_the_last_dimension() {
+        let x = counting(1, &[2, 2]);
+        let y = x.pad(&[(1, 0), (0, 1)], 9.0).unwrap();
+        assert_eq!(y.dims(), [3, 3]);
+        assert_eq!(y.to_vec::<f64>().unwrap(), [9.0, 1.0, 2.0, 9.0, 3.0, 4.0, 9.0, 9.0, 9.0]);
+        let tall = counting(0, &[3, 70, 300]).pad(&[(2, 1), (0, 0), (400, 400)], -1.0).unwrap();
+        let inner = tall.narrow(0, 400, 3).unwrap().narrow(2, 2, 300).unwrap();
+        assert_eq!(inner.to_vec::<f64>().unwrap(), counting(0, &[3, 70, 300]).to_vec::<f64>().unwrap());
+        let around = tall.to_vec::<f64>().unwrap().iter().filter(|&&v| v == -1.0).count();
+        assert_eq!(around, tall.numel() - 3 * 70 * 300);
+        let two = x.pad(&[(0, 0); 3], 0.0).unwrap_err();
+        assert_eq!(two.message(), "3 pairs for the 2 dimensions of [2, 2]");
+        assert_eq!(x.pad(&[(usize::MAX, 1)], 0.0).unwrap_err().kind(), ErrorKind::Shape);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let (a, b) = (counting(0, &[2, 3]), counting(0, &[2, 4]));
+        let e = Tensor::cat(&[&a, &b], 0).unwrap_err();
+        assert_eq!(e.message(), "input 1 of [2, 4] does not fit input 0 of [2, 3] along dimension 0");
+        let e = Tensor::cat(&[&a, &b.to_dtype(DType::F32).unwrap()], 1).unwrap_err();
+        assert_eq!((e.kind(), e.message()), (ErrorKind::DType, "input 0 is f64 but input 1 is f32"));
+        assert_eq!(Tensor::cat(&[], 0).unwrap_err().kind(), ErrorKind::Argument);
+        assert!(Tensor::stack(&[&a, &b], 0).is_err());
+        assert!(Tensor::cat(&[&counting(0, &[])], 0).is_err());
+    }
+}
