@@ -11,6 +11,7 @@ pub mod cases;
 mod copy;
 mod index;
 mod join;
+pub mod loss;
 
 use std::fmt::Debug;
 
@@ -24,6 +25,7 @@ pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
+pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -51,6 +53,9 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
 
     /// Whether the bodies honour [`Mode::Accumulate`]. If not, adding goes through a temporary.
     const ACCUMULATES: bool = false;
+
+    /// How many of the last outputs are statistics for backward (such as the maxima of a softmax): they carry no gradient.
+    const STATISTICS: usize = 0;
 
     /// What backward reads of the inputs and outputs; nothing else is kept alive. `needs[i]`: input `i` wants a gradient.
     fn saves(&self, needs: &[bool]) -> Saves {
@@ -99,6 +104,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
+    loss::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
@@ -175,7 +181,10 @@ pub fn run<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         .collect();
     body(&op, device, inputs, &mut outs, plan.scratch)?;
     let outputs = blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
-    Ok(record(O::NAME, inputs, outputs, |needs| op.saves(needs), || Function::Op(Box::new(Recorded(op)))))
+    let save = |needs: &[bool]| op.saves(needs);
+    let mut outputs = record(O::NAME, inputs, outputs, save, || Function::Op(Box::new(Recorded(op))));
+    outputs.iter_mut().rev().take(O::STATISTICS).for_each(|t| *t = t.detach());
+    Ok(outputs)
 }
 
 /// Runs an op of one output into a fresh tensor and records it.
