@@ -9,6 +9,9 @@
 
 pub mod cases;
 mod copy;
+mod index;
+mod join;
+pub mod loss;
 
 use std::fmt::Debug;
 
@@ -20,6 +23,9 @@ use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
+pub use join::{Cat, Pad};
+pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -47,6 +53,9 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
 
     /// Whether the bodies honour [`Mode::Accumulate`]. If not, adding goes through a temporary.
     const ACCUMULATES: bool = false;
+
+    /// How many of the last outputs are statistics for backward (such as the maxima of a softmax): they carry no gradient.
+    const STATISTICS: usize = 0;
 
     /// What backward reads of the inputs and outputs; nothing else is kept alive. `needs[i]`: input `i` wants a gradient.
     fn saves(&self, needs: &[bool]) -> Saves {
@@ -93,6 +102,9 @@ pub trait Visitor {
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
+    index::visit(visitor);
+    join::visit(visitor);
+    loss::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
@@ -186,7 +198,10 @@ pub fn run<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     if numerics_checked() {
         check_finite(O::NAME, &outputs)?;
     }
-    Ok(record(O::NAME, inputs, outputs, |needs| op.saves(needs), || Function::Op(Box::new(Recorded(op)))))
+    let save = |needs: &[bool]| op.saves(needs);
+    let mut outputs = record(O::NAME, inputs, outputs, save, || Function::Op(Box::new(Recorded(op))));
+    outputs.iter_mut().rev().take(O::STATISTICS).for_each(|t| *t = t.detach());
+    Ok(outputs)
 }
 
 /// An error that names `op` if one of its outputs holds a NaN or an infinity.
