@@ -269,7 +269,9 @@ pub fn join_rows<A: Copy>(rows: &mut [A], count: usize, width: usize, join: impl
     while step < count {
         for i in (0..count - step).step_by(2 * step) {
             let (low, high) = rows[i * width..].split_at_mut(step * width);
-            simd::vectorize(|| low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b)));
+            simd::vectorize(|| {
+                low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b))
+            });
         }
         step *= 2;
     }
@@ -306,7 +308,8 @@ impl Reduction {
 
     /// The same with the elements behind an output in row-major order, which [`Reduction::find`] counts in.
     pub fn ordered(layout: &Layout, goes: impl Fn(usize) -> bool) -> Reduction {
-        let reduced = (0..layout.shape.rank()).filter(|&d| goes(d)).map(|d| (layout.shape[d], layout.strides[d]));
+        let reduced =
+            (0..layout.shape.rank()).filter(|&d| goes(d)).map(|d| (layout.shape[d], layout.strides[d]));
         Reduction { reduced: merged(reduced.collect()), ..Reduction::new(layout, &goes) }
     }
 
@@ -435,7 +438,8 @@ impl Reduction {
             }
             let fused = range.len() / fuse;
             let starts: Vec<usize> = (0..fused).map(|k| base + (range.start + k * fuse) * width).collect();
-            let rest: Vec<usize> = (range.start + fused * fuse..range.end).map(|i| base + i * width).collect();
+            let rest: Vec<usize> =
+                (range.start + fused * fuse..range.end).map(|i| base + i * width).collect();
             let mut wide = vec![fold.identity(); fuse * width];
             simd::vectorize(|| {
                 fold_rows(fold, data, &starts, &params.repeat(fuse), &mut wide);
