@@ -10,6 +10,7 @@
 pub mod cases;
 mod copy;
 mod reduce;
+mod softmax;
 
 use std::fmt::Debug;
 
@@ -22,6 +23,7 @@ use crate::{Device, Error, Result};
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
 pub use reduce::*;
+pub use softmax::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -96,6 +98,7 @@ pub trait Visitor {
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
     reduce::visit(visitor);
+    softmax::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
