@@ -12,6 +12,8 @@ mod copy;
 mod index;
 mod join;
 pub mod loss;
+mod reduce;
+mod softmax;
 
 use std::fmt::Debug;
 
@@ -26,6 +28,8 @@ pub use copy::{Cast, Contiguous};
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
+pub use reduce::*;
+pub use softmax::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -105,6 +109,8 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     index::visit(visitor);
     join::visit(visitor);
     loss::visit(visitor);
+    reduce::visit(visitor);
+    softmax::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
