@@ -1,0 +1,187 @@
+//! What is done to the sums of a product before they leave the cache: bias, activation, a copy from before the activation.
+
+#![forbid(unsafe_code)]
+
+use super::pack::{self, Line};
+use crate::cpu::simd::{MatMut, transpose, vectorize};
+use crate::dtype::{Float, Real};
+
+/// The activations that a product can apply to its result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x
+    #[default]
+    Identity,
+    /// max(x, 0); NaN stays NaN.
+    Relu,
+    /// x · (1 + erf(x / √2)) / 2
+    Gelu,
+    /// x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2
+    GeluTanh,
+    /// x / (1 + e⁻ˣ)
+    Silu,
+    /// 1 / (1 + e⁻ˣ)
+    Sigmoid,
+    /// tanh x
+    Tanh,
+}
+
+impl Activation {
+    /// The value at `x`.
+    #[inline(always)]
+    pub fn apply<R: Real>(self, x: R) -> R {
+        let half = R::of(0.5);
+        match self {
+            Activation::Identity => x,
+            Activation::Relu => relu(x),
+            Activation::Gelu => half * x * (R::ONE + (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+            Activation::GeluTanh => {
+                let inner = R::of(0.797_884_560_802_865_4) * (x + R::of(0.044_715) * x * x * x);
+                half * x * (R::ONE + inner.tanh())
+            }
+            Activation::Silu => x / (R::ONE + (-x).exp()),
+            Activation::Sigmoid => R::ONE / (R::ONE + (-x).exp()),
+            Activation::Tanh => x.tanh(),
+        }
+    }
+}
+
+#[inline(always)]
+fn relu<R: Real>(x: R) -> R {
+    // Not `max`, which would turn NaN into 0.
+    if x < R::ZERO { R::ZERO } else { x }
+}
+
+/// What [`super::gemm`] does to the sums before it stores them; by default nothing.
+#[derive(Debug)]
+pub struct Epilogue<'a, T> {
+    /// Added to every row of the result: n elements.
+    pub bias: Option<&'a [T]>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Receives what the activation is applied to: m × n.
+    pub pre: Option<MatMut<'a, T>>,
+}
+
+impl<T> Default for Epilogue<'_, T> {
+    fn default() -> Self {
+        Epilogue { bias: None, activation: Activation::Identity, pre: None }
+    }
+}
+
+impl<'a, T: Float> Epilogue<'a, T> {
+    pub(super) fn split_rows(self, at: usize) -> (Self, Self) {
+        let (top, bottom) = self.pre.map(|p| p.split_rows(at)).unzip();
+        (Epilogue { pre: top, ..self }, Epilogue { pre: bottom, ..self })
+    }
+
+    pub(super) fn split_cols(self, at: usize) -> (Self, Self) {
+        let (left, right) = self.pre.map(|p| p.split_cols(at)).unzip();
+        let (bias_left, bias_right) = self.bias.map(|b| b.split_at(at)).unzip();
+        (Epilogue { pre: left, bias: bias_left, ..self }, Epilogue { pre: right, bias: bias_right, ..self })
+    }
+
+    /// The same for the type that is computed in; only for a `T` that is that type.
+    pub(super) fn computed(self) -> Epilogue<'a, T::Acc> {
+        let pre = self.pre.map(|p| p.cast().unwrap_or_else(|_| unreachable!("16-bit sums have a buffer")));
+        Epilogue { bias: self.bias.map(bytemuck::cast_slice), activation: self.activation, pre }
+    }
+
+    /// Completes sums that lie in C already; `strip` starts at (row, col) of C.
+    pub(super) fn in_place(&mut self, strip: &mut MatMut<'_, T>, row: usize, col: usize)
+    where
+        T: Real,
+    {
+        if self.bias.is_none() && self.pre.is_none() && self.activation == Activation::Identity {
+            return;
+        }
+        let (rows, cols) = (strip.rows(), strip.cols());
+        let mut pre = self.pre.as_mut().map(|p| p.part(row, rows, col, cols));
+        let bias = self.bias.map(|b| &b[col..col + cols]);
+        let activation = self.activation;
+        vectorize(|| {
+            for i in 0..rows {
+                let y = strip.row(i);
+                add_bias(y, bias);
+                if let Some(pre) = &mut pre {
+                    pre.row(i).copy_from_slice(y);
+                }
+                activate(y, activation);
+            }
+        });
+    }
+
+    /// Completes the sums in a buffer ([rows, stride], `swapped` when it holds columns) and stores them in `c`, which starts
+    /// at `origin` of C.
+    pub(super) fn store(
+        &mut self,
+        sums: &mut [T::Acc],
+        stride: usize,
+        swapped: bool,
+        c: &mut MatMut<'_, T>,
+        (row, col): (usize, usize),
+        strip: &mut Vec<Line>,
+    ) {
+        let (rows, cols) = (c.rows(), c.cols());
+        let mut pre = self.pre.as_mut().map(|p| p.part(row, rows, col, cols));
+        let bias = self.bias.map(|b| &b[col..col + cols]);
+        let activation = self.activation;
+        for at in (0..rows).step_by(STRIP) {
+            let height = STRIP.min(rows - at);
+            let (block, block_stride) = if swapped {
+                let block = pack::view::<T::Acc>(strip, STRIP * cols);
+                transpose(&sums[at..], stride, (cols, height), block, cols);
+                (block, cols)
+            } else {
+                (&mut sums[at * stride..], stride)
+            };
+            vectorize(|| {
+                for i in 0..height {
+                    let y = &mut block[i * block_stride..][..cols];
+                    if let Some(bias) = bias {
+                        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b.to_acc());
+                    }
+                    if let Some(pre) = &mut pre {
+                        narrow(y, pre.row(at + i));
+                    }
+                    activate(y, activation);
+                    narrow(y, c.row(at + i));
+                }
+            });
+        }
+    }
+}
+
+/// Rows of a transposed result that are turned back at a time.
+const STRIP: usize = 8;
+
+/// Puts the old values of `c` where sums will be added to them.
+pub(super) fn preload<T: Float>(sums: &mut [T::Acc], stride: usize, swapped: bool, c: &mut MatMut<'_, T>) {
+    for i in 0..c.rows() {
+        for (j, x) in c.row(i).iter().enumerate() {
+            sums[if swapped { j * stride + i } else { i * stride + j }] = x.to_acc();
+        }
+    }
+}
+
+#[inline(always)]
+fn add_bias<R: Real>(y: &mut [R], bias: Option<&[R]>) {
+    if let Some(bias) = bias {
+        y.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
+    }
+}
+
+#[inline(always)]
+fn activate<R: Real>(y: &mut [R], activation: Activation) {
+    match activation {
+        Activation::Identity => {}
+        // A loop of its own, so that it is vectorised.
+        Activation::Relu => y.iter_mut().for_each(|y| *y = relu(*y)),
+        other => y.iter_mut().for_each(|y| *y = other.apply(*y)),
+    }
+}
+
+#[inline(always)]
+fn narrow<T: Float>(y: &[T::Acc], out: &mut [T]) {
+    out.iter_mut().zip(y).for_each(|(out, &y)| *out = T::from_acc(y));
+}

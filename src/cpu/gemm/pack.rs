@@ -1,0 +1,131 @@
+//! Packing: copies of parts of the factors in the order in which the tile kernel reads them, widened where they are 16-bit.
+
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+
+use super::MatRef;
+use crate::cpu::simd::{Rows, TileShape, transpose, vectorize};
+use crate::dtype::{Float, Real};
+
+/// A cache line: what buffers are made of, so that packed vectors never straddle two.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Line([u8; 64]);
+
+/// The buffers of one thread; they grow to the largest product it has computed and are kept for the next.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    /// The packed vector side: at most BLOCK columns by RUN steps.
+    pub panels: Vec<Line>,
+    /// One strip of rows of the other side, or of the result.
+    pub strip: Vec<Line>,
+    /// Sums that cannot be kept in C: transposed or wider ones.
+    pub sums: Vec<Line>,
+}
+
+/// Sums larger than this are given back after use.
+const KEEP: usize = (8 << 20) / size_of::<Line>();
+
+impl Buffers {
+    /// Lends this thread's buffers.
+    pub fn with(f: impl FnOnce(&mut Buffers)) {
+        thread_local! {
+            static BUFFERS: Cell<Buffers> = Cell::default();
+        }
+        let mut buffers = BUFFERS.take();
+        f(&mut buffers);
+        if buffers.sums.capacity() > KEEP {
+            buffers.sums = Vec::new();
+        }
+        BUFFERS.set(buffers);
+    }
+}
+
+/// The first `len` elements of a buffer, which grows if it must; their values are arbitrary.
+pub(super) fn view<R: Real>(buffer: &mut Vec<Line>, len: usize) -> &mut [R] {
+    let lines = (len * size_of::<R>()).div_ceil(size_of::<Line>());
+    if buffer.len() < lines {
+        buffer.resize(lines, Line([0; 64]));
+    }
+    &mut bytemuck::cast_slice_mut(&mut buffer[..lines])[..len]
+}
+
+/// Whether the vector side is read where it lies: its columns are adjacent and it is read too few times (by `rows` rows
+/// of the other side) to pay for a copy.
+pub(super) fn in_place<T: Float>(rows: usize, col_stride: usize) -> bool {
+    T::DTYPE == <T::Acc as crate::dtype::Element>::DTYPE && col_stride == 1 && rows <= 16
+}
+
+/// Packs v [k, n] into panels of `shape.cols()` columns, each k rows of whole vectors; the last is narrower and filled up
+/// with zeros, which meet no result.
+pub(super) fn panels<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, shape: TileShape, out: &mut [R]) {
+    let mut out = out;
+    for at in (0..v.cols).step_by(shape.cols()) {
+        let cols = shape.cols().min(v.cols - at);
+        let width = cols.next_multiple_of(shape.lanes);
+        let (panel, rest) = out.split_at_mut(width * v.rows);
+        one_panel(v.part(0, v.rows, at, cols), width, panel);
+        out = rest;
+    }
+}
+
+fn one_panel<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, width: usize, panel: &mut [R]) {
+    if v.rows == 0 {
+        return;
+    }
+    if v.cols < width {
+        for row in panel.chunks_exact_mut(width) {
+            row[v.cols..].fill(R::ZERO);
+        }
+    }
+    copy(v, panel, width);
+}
+
+/// `out[p · stride + j] = v[p, j]`.
+fn copy<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, out: &mut [R], stride: usize) {
+    let (rows, cols) = (v.rows, v.cols);
+    match v.unwidened::<R>() {
+        Some(data) if v.row_stride == 1 => transpose(data, v.col_stride, (cols, rows), out, stride),
+        Some(data) if v.col_stride == 1 => vectorize(|| {
+            for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
+                row[..cols].copy_from_slice(&data[p * v.row_stride..][..cols]);
+            }
+        }),
+        _ if v.row_stride < v.col_stride => vectorize(|| {
+            for j in 0..cols {
+                for p in 0..rows {
+                    out[p * stride + j] = v.data[j * v.col_stride + p * v.row_stride].to_acc();
+                }
+            }
+        }),
+        _ => vectorize(|| {
+            for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
+                for (j, x) in row[..cols].iter_mut().enumerate() {
+                    *x = v.data[p * v.row_stride + j * v.col_stride].to_acc();
+                }
+            }
+        }),
+    }
+}
+
+/// The strip s [rows, k] as a tile reads it: where it lies, or a copy in `buffer` where it must be widened or is read often
+/// enough (`width` columns of the result) for a copy to pay.
+pub(super) fn strip<'b, T: Float<Acc = R>, R: Real>(
+    s: MatRef<'b, T>,
+    width: usize,
+    shape: TileShape,
+    buffer: &'b mut Vec<Line>,
+) -> Rows<'b, R> {
+    if let Some(data) = s.unwidened() {
+        let copies = width > shape.cols() && s.col_stride != 1;
+        if !copies {
+            return Rows { data, row_stride: s.row_stride, col_stride: s.col_stride };
+        }
+    }
+    let out = view::<R>(buffer, s.rows * s.cols);
+    if !out.is_empty() {
+        copy(s.t(), out, s.rows);
+    }
+    Rows { data: out, row_stride: 1, col_stride: s.rows }
+}
