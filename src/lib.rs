@@ -1,14 +1,17 @@
 //! warpsmith: trains and runs neural networks.
+pub mod autograd;
 pub mod cpu;
 pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod ops;
+pub mod param;
 pub mod shape;
 pub mod tensor;
 
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
+pub use param::{Arena, Param};
 pub use shape::Shape;
 pub use tensor::Tensor;

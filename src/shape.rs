@@ -332,22 +332,6 @@ impl Layout {
         Some(Layout { shape: *shape, strides, offset: self.offset })
     }
 
-    /// The same elements with as few dimensions as possible: neighbours that follow each other without gaps are merged and
-    /// size-1 dimensions dropped. The order of elements is kept. For loops, not for users.
-    pub(crate) fn collapsed(&self) -> Layout {
-        let mut dims: Vec<(usize, usize)> = Vec::with_capacity(self.shape.rank());
-        for (&n, &s) in self.shape.iter().zip(self.strides.iter()) {
-            match dims.last_mut() {
-                _ if n == 1 => {}
-                Some(last) if last.1 == n * s => *last = (last.0 * n, s),
-                _ => dims.push((n, s)),
-            }
-        }
-        let shape: Vec<usize> = dims.iter().map(|d| d.0).collect();
-        let strides: Vec<usize> = dims.iter().map(|d| d.1).collect();
-        Layout { shape: Shape::from_dims(&shape), strides: Shape::from_dims(&strides), offset: self.offset }
-    }
-
     /// The storage position of every element, in row-major order. For tests and rare paths: one division-free step each.
     pub(crate) fn positions(&self) -> Positions {
         Positions { layout: *self, index: [0; MAX_RANK], at: self.offset, left: self.numel() }

@@ -1,5 +1,6 @@
-//! The CPU back end: memory, threads, loops and products. It knows nothing of tensors, ops or GPUs.
+//! The CPU back end: memory, threads, loops and products. Knows slices, strides and numbers; no tensor, no op, no GPU.
 
+pub mod copy;
 pub mod gemm;
 pub mod par;
 pub mod pool;

@@ -1,10 +1,9 @@
-//! Copies: to row-major order, to another element type, and into or onto memory that exists.
+//! Copies: to row-major order and to another element type.
 
 #![forbid(unsafe_code)]
 
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
-use crate::cpu::strided::Runs;
-use crate::dtype::Element;
+use crate::cpu::copy::move_elements;
 use crate::shape::{IntoShape, Layout};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Tensor, View};
 use crate::{DType, Result, dispatch};
@@ -26,7 +25,13 @@ impl Op for Contiguous {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         let (shape, mode) = (outputs[0].shape(), outputs[0].mode());
         dispatch!(outputs[0].dtype(), T => {
-            move_elements::<T, T>(inputs[0], outputs[0].slice::<T>(), &Layout::contiguous(shape), mode)
+            move_elements(
+                inputs[0].data::<T>(),
+                inputs[0].layout(),
+                outputs[0].slice::<T>(),
+                &Layout::contiguous(shape),
+                mode == Mode::Accumulate,
+            )
         });
         Ok(())
     }
@@ -59,7 +64,13 @@ impl Op for Cast {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         let (layout, mode) = (Layout::contiguous(outputs[0].shape()), outputs[0].mode());
         dispatch!(inputs[0].dtype(), S => dispatch!(self.to, T => {
-            move_elements::<S, T>(inputs[0], outputs[0].slice::<T>(), &layout, mode)
+            move_elements(
+                inputs[0].data::<S>(),
+                inputs[0].layout(),
+                outputs[0].slice::<T>(),
+                &layout,
+                mode == Mode::Accumulate,
+            )
         }));
         Ok(())
     }
@@ -78,67 +89,6 @@ impl Op for Cast {
         let list = DType::ALL.iter().flat_map(|&to| shapes.iter().map(move |s| case(to, s))).collect();
         Cases { dtypes: &DType::ALL, tolerance: Tolerance::Exact, list }
     }
-}
-
-/// Moves `src` to the places of `dst` that `layout` names, in matching order, converting and (by `mode`) adding.
-fn move_elements<S: Element, T: Element>(src: View<'_>, dst: &mut [T], layout: &Layout, mode: Mode) {
-    let same = S::DTYPE == T::DTYPE;
-    if same && mode == Mode::Write && src.layout().is_contiguous() && layout.is_contiguous() {
-        let n = src.numel();
-        let bytes: &[u8] = bytemuck::cast_slice(&src.data::<S>()[..n]);
-        bytemuck::cast_slice_mut::<T, u8>(&mut dst[layout.offset..layout.offset + n]).copy_from_slice(bytes);
-        return;
-    }
-    let runs = Runs::new([src.layout(), layout]);
-    let data = src.data::<S>();
-    match mode {
-        Mode::Accumulate => each(&runs, data, dst, |s, d| *d = add(convert::<S, T>(s), *d)),
-        _ => each(&runs, data, dst, |s, d| *d = convert::<S, T>(s)),
-    }
-}
-
-fn each<S: Element, T>(runs: &Runs<2>, src: &[S], dst: &mut [T], f: impl Fn(S, &mut T)) {
-    let ([ss, ds], len) = (runs.strides, runs.len);
-    runs.visit(0..runs.count, |_, [s, d]| (0..len).for_each(|i| f(src[s + i * ss], &mut dst[d + i * ds])));
-}
-
-/// Exact for equal types (an `i64` beyond 2⁵³ included).
-#[inline(always)]
-fn convert<S: Element, T: Element>(v: S) -> T {
-    if S::DTYPE == T::DTYPE { bytemuck::cast(v) } else { T::from_f64(v.to_f64()) }
-}
-
-/// The sum, rounded once to `T`: f64 holds the exact sum of two 16-bit floats and rounds that of two f32 harmlessly.
-#[inline(always)]
-fn add<T: Element>(a: T, b: T) -> T {
-    T::from_f64(a.to_f64() + b.to_f64())
-}
-
-fn write_strided(dst: &Tensor, src: &Tensor, mode: Mode) -> Result<()> {
-    let name = if mode == Mode::Accumulate { "accumulate" } else { "copy_into" };
-    if dst.shape() != src.shape() {
-        return Err(crate::Error::shape(name, format!("{} into {}", src.shape(), dst.shape())));
-    }
-    if dst.numel() == 0 {
-        return Ok(());
-    }
-    let source = src.read().map_err(|e| e.with_op(name))?;
-    let mut target = dst.write(name)?;
-    let layout = Layout { offset: 0, ..*dst.layout() };
-    dispatch!(src.dtype(), S => dispatch!(dst.dtype(), T => {
-        move_elements::<S, T>(View::new(src, &source), bytemuck::cast_slice_mut(target.bytes()), &layout, mode)
-    }));
-    Ok(())
-}
-
-/// Adds `src` to `dst` in place; `dst` may have any layout that names no element twice. Casts to `dst`'s dtype.
-pub(crate) fn accumulate(dst: &Tensor, src: &Tensor) -> Result<()> {
-    write_strided(dst, src, Mode::Accumulate)
-}
-
-/// Overwrites `dst` by `src`; `dst` may have any layout that names no element twice. Casts to `dst`'s dtype.
-pub(crate) fn copy_into(dst: &Tensor, src: &Tensor) -> Result<()> {
-    write_strided(dst, src, Mode::Write)
 }
 
 impl Tensor {
@@ -176,18 +126,5 @@ impl Tensor {
         dims.push(self.dims()[first..=last].iter().product());
         dims.extend(&self.dims()[last + 1..]);
         self.reshape(&dims)
-    }
-
-    /// Overwrites this tensor's memory by `src` (same shape; cast to this dtype). Not recorded; tensors saved for
-    /// backward notice. An error if the memory is borrowed, or if `self` repeats elements (an expanded dimension).
-    #[track_caller]
-    pub fn copy_(&self, src: &Tensor) -> Result<()> {
-        if self.layout().strides.iter().zip(self.dims()).any(|(&s, &n)| s == 0 && n > 1) {
-            return Err(crate::Error::shape(
-                "copy_",
-                "cannot write to an expanded tensor: it names elements twice",
-            ));
-        }
-        copy_into(self, src)
     }
 }

@@ -15,12 +15,11 @@ use std::fmt::Debug;
 use crate::cpu::pool::Block;
 use crate::device::Stream;
 use crate::tensor::node::{Backward, Function, record};
-use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
-pub(crate) use copy::{accumulate, copy_into};
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@ mod access;
 pub(crate) mod node;
 // Hands out slices of shared memory under run-time borrows: see the file's header.
 pub(crate) mod storage;
+mod transfer;
 mod views;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use crate::{DType, Device, Error, Result, Shape};
 pub use access::{Mode, Out, View};
 pub use node::{BackwardCx, Edge, Leaf, Saves, ViewKind, grad_enabled, no_grad};
 pub use storage::{Site, Storage};
+pub(crate) use transfer::{accumulate, copy_into, fill_zero};
 
 /// Shape, dtype and device of a tensor: all that `Op::infer` sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
