@@ -14,6 +14,7 @@ mod join;
 pub mod loss;
 mod reduce;
 mod softmax;
+mod sum_to;
 
 use std::fmt::Debug;
 
@@ -30,6 +31,7 @@ pub use join::{Cat, Pad};
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 pub use reduce::*;
 pub use softmax::*;
+pub use sum_to::SumTo;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -111,6 +113,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     loss::visit(visitor);
     reduce::visit(visitor);
     softmax::visit(visitor);
+    sum_to::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
