@@ -305,3 +305,4 @@ impl BackwardCx<'_> {
         Ok(())
     }
 }
+#[cfg(test)]

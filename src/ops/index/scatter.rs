@@ -11,8 +11,8 @@ use crate::cpu::par;
 use crate::cpu::simd::vectorize;
 use crate::cpu::strided::Runs;
 use crate::dtype::{Element, Float, Real};
-use crate::shape::Layout;
 use crate::ops::Plan;
+use crate::shape::Layout;
 use crate::tensor::{Meta, Mode, Out, View};
 use crate::{Result, Shape, dispatch};
 
