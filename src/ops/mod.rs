@@ -340,4 +340,3 @@ impl BackwardCx<'_> {
         Ok(())
     }
 }
-#[cfg(test)]
