@@ -218,6 +218,10 @@ trait Lanes {
     /// # Safety
     /// As [`Lanes::splat`].
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// Stores the first `count` ≤ N elements, or adds them to what is there.
+    /// # Safety
+    /// As [`Lanes::splat`], and `p` may be written for `count` elements.
+    unsafe fn store_some(p: *mut Self::E, v: Self::V, count: usize, add: bool);
 }
 
 /// What one kernel call works on. `b` is a panel: k rows of whole vectors, `b_rs` apart.
@@ -262,33 +266,45 @@ unsafe fn kernel<L: Lanes, const MR: usize, const NV: usize>(job: Job<L::E>) {
         ap = ap.wrapping_add(a_cs);
         bp = bp.wrapping_add(b_rs);
     }
-    for (i, sum) in sums.iter().enumerate() {
-        for (j, &s) in sum.iter().enumerate() {
-            let left = cols.saturating_sub(j * L::N);
-            let q = c.wrapping_add(i * c_rs + j * L::N);
-            if left >= L::N {
-                // SAFETY: the caller's: row i of c has the N elements from column j·N on.
-                unsafe { L::store(q, if add { L::add(L::load(q), s) } else { s }) };
-            } else if left > 0 {
-                // SAFETY: the caller's: row i of c has `left` elements from column j·N on.
-                unsafe { store_some::<L>(q, s, left, add) };
+    // Three loops of known lengths, so that the sums stay in registers.
+    let place = |i: usize, j: usize| c.wrapping_add(i * c_rs + j * L::N);
+    if cols < NV * L::N {
+        for i in 0..MR {
+            for j in 0..NV {
+                let count = cols.saturating_sub(j * L::N).min(L::N);
+                // SAFETY: the caller's: row i of c has `count` elements from column j·N on.
+                unsafe { L::store_some(place(i, j), sums[i][j], count, add) };
+            }
+        }
+    } else if add {
+        for i in 0..MR {
+            for j in 0..NV {
+                // SAFETY: the caller's: row i of c has N elements from column j·N on.
+                unsafe { L::store(place(i, j), L::add(L::load(place(i, j)), sums[i][j])) };
+            }
+        }
+    } else {
+        for i in 0..MR {
+            for j in 0..NV {
+                // SAFETY: the caller's: row i of c has N elements from column j·N on.
+                unsafe { L::store(place(i, j), sums[i][j]) };
             }
         }
     }
 }
 
-/// Stores the first `count` < N elements of a vector.
+/// [`Lanes::store_some`] without masks.
 ///
 /// # Safety
-/// Of the caller: compiled for the instruction set of `L`, and `q` may be written for `count` elements.
+/// Of the caller: compiled for the instruction set of `L`, and `p` may be written for `count` elements.
 #[inline(always)]
-unsafe fn store_some<L: Lanes>(q: *mut L::E, v: L::V, count: usize, add: bool) {
+unsafe fn store_one_by_one<L: Lanes>(p: *mut L::E, v: L::V, count: usize, add: bool) {
     let mut lanes = [L::E::ZERO; 16];
     // SAFETY: the caller's: the instruction set; and no vector is longer than 16 elements.
     unsafe { L::store(lanes.as_mut_ptr(), v) };
     for (i, &x) in lanes[..count].iter().enumerate() {
         // SAFETY: the caller's: i < count.
-        unsafe { *q.add(i) = if add { *q.add(i) + x } else { x } };
+        unsafe { *p.add(i) = if add { *p.add(i) + x } else { x } };
     }
 }
 
@@ -326,6 +342,11 @@ macro_rules! array_lanes {
             #[inline(always)]
             unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
                 std::array::from_fn(|i| a[i] + b[i])
+            }
+            #[inline(always)]
+            unsafe fn store_some(p: *mut $e, v: Self::V, count: usize, add: bool) {
+                // SAFETY: the caller's, the same.
+                unsafe { store_one_by_one::<Self>(p, v, count, add) }
             }
         }
     )*};
@@ -375,7 +396,7 @@ macro_rules! by_shape {
 }
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Job, Lanes, kernel};
+    use super::{Job, Lanes, kernel, store_one_by_one};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -445,7 +466,7 @@ mod x86 {
     }
 
     macro_rules! x86_lanes {
-        ($($name:ident: $e:ty, $v:ty, $n:expr, $splat:ident $load:ident $store:ident $fma:ident $add:ident;)*) => {$(
+        ($($name:ident: $e:ty, $v:ty, $n:expr, $splat:ident $load:ident $store:ident $fma:ident $add:ident $some:ident;)*) => {$(
             pub(super) struct $name;
             impl Lanes for $name {
                 type E = $e;
@@ -476,14 +497,57 @@ mod x86 {
                     // SAFETY: the caller's: compiled for the instruction set.
                     unsafe { $add(a, b) }
                 }
+                #[inline(always)]
+                unsafe fn store_some(p: *mut $e, v: $v, count: usize, add: bool) {
+                    // SAFETY: the caller's: the instruction set, and `count` elements may be written.
+                    unsafe { $some(p, v, count, add) }
+                }
             }
         )*};
     }
+    macro_rules! masked {
+        ($($name:ident: $e:ty, $v:ty, $mask:ty, $load:ident $store:ident $add:ident;)*) => {$(
+            /// # Safety
+            /// Of the caller: the machine has AVX-512, and `p` may be written for `count` elements.
+            #[inline]
+            #[target_feature(enable = "avx512f")]
+            unsafe fn $name(p: *mut $e, v: $v, count: usize, add: bool) {
+                let mask = ((1u32 << count) - 1) as $mask;
+                // SAFETY: the caller's: what the mask leaves out is neither read nor written.
+                let sum = if add { $add(unsafe { $load(mask, p) }, v) } else { v };
+                // SAFETY: the caller's: as above.
+                unsafe { $store(p, mask, sum) };
+            }
+        )*};
+    }
+    masked! {
+        some_f32x16: f32, __m512, __mmask16, _mm512_maskz_loadu_ps _mm512_mask_storeu_ps _mm512_add_ps;
+        some_f64x8: f64, __m512d, __mmask8, _mm512_maskz_loadu_pd _mm512_mask_storeu_pd _mm512_add_pd;
+    }
+
+    macro_rules! unmasked {
+        ($($name:ident: $e:ty, $v:ty, $lanes:ident;)*) => {$(
+            /// # Safety
+            /// Of the caller: the machine has AVX2, and `p` may be written for `count` elements.
+            // Not inlined: it would force the sums of the kernel out of their registers.
+            #[inline(never)]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn $name(p: *mut $e, v: $v, count: usize, add: bool) {
+                // SAFETY: the caller's, the same.
+                unsafe { store_one_by_one::<$lanes>(p, v, count, add) }
+            }
+        )*};
+    }
+    unmasked! {
+        some_f32x8: f32, __m256, F32x8;
+        some_f64x4: f64, __m256d, F64x4;
+    }
+
     x86_lanes! {
-        F32x16: f32, __m512, 16, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_fmadd_ps _mm512_add_ps;
-        F64x8: f64, __m512d, 8, _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd _mm512_fmadd_pd _mm512_add_pd;
-        F32x8: f32, __m256, 8, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_fmadd_ps _mm256_add_ps;
-        F64x4: f64, __m256d, 4, _mm256_set1_pd _mm256_loadu_pd _mm256_storeu_pd _mm256_fmadd_pd _mm256_add_pd;
+        F32x16: f32, __m512, 16, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_fmadd_ps _mm512_add_ps some_f32x16;
+        F64x8: f64, __m512d, 8, _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd _mm512_fmadd_pd _mm512_add_pd some_f64x8;
+        F32x8: f32, __m256, 8, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_fmadd_ps _mm256_add_ps some_f32x8;
+        F64x4: f64, __m256d, 4, _mm256_set1_pd _mm256_loadu_pd _mm256_storeu_pd _mm256_fmadd_pd _mm256_add_pd some_f64x4;
     }
 
     /// # Safety

@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use super::MatRef;
 use crate::cpu::simd::{Rows, TileShape, transpose, vectorize};
-use crate::dtype::{Float, Real};
+use crate::dtype::{Element, Float, Real};
 
 /// A cache line: what buffers are made of, so that packed vectors never straddle two.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -54,7 +54,7 @@ pub(super) fn view<R: Real>(buffer: &mut Vec<Line>, len: usize) -> &mut [R] {
 /// Whether the vector side is read where it lies: its columns are adjacent and it is read too few times (by `rows` rows
 /// of the other side) to pay for a copy.
 pub(super) fn in_place<T: Float>(rows: usize, col_stride: usize) -> bool {
-    T::DTYPE == <T::Acc as crate::dtype::Element>::DTYPE && col_stride == 1 && rows <= 16
+    T::DTYPE == <T::Acc as Element>::DTYPE && col_stride == 1 && rows <= 16
 }
 
 /// Packs v [k, n] into panels of `shape.cols()` columns, each k rows of whole vectors; the last is narrower and filled up
@@ -87,9 +87,15 @@ fn copy<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, out: &mut [R], stride: usi
     let (rows, cols) = (v.rows, v.cols);
     match v.unwidened::<R>() {
         Some(data) if v.row_stride == 1 => transpose(data, v.col_stride, (cols, rows), out, stride),
-        Some(data) if v.col_stride == 1 => vectorize(|| {
-            for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
-                row[..cols].copy_from_slice(&data[p * v.row_stride..][..cols]);
+        Some(data) if v.col_stride == 1 => vectorize(|| match cols {
+            8 => copy_rows::<R, 8>(data, v.row_stride, rows, out, stride),
+            16 => copy_rows::<R, 16>(data, v.row_stride, rows, out, stride),
+            24 => copy_rows::<R, 24>(data, v.row_stride, rows, out, stride),
+            48 => copy_rows::<R, 48>(data, v.row_stride, rows, out, stride),
+            _ => {
+                for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
+                    row[..cols].copy_from_slice(&data[p * v.row_stride..][..cols]);
+                }
             }
         }),
         _ if v.row_stride < v.col_stride => vectorize(|| {
@@ -109,6 +115,30 @@ fn copy<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, out: &mut [R], stride: usi
     }
 }
 
+/// Copies rows of a length that the compiler knows: a few vector moves each, where a call of `memcpy` would cost as much
+/// again.
+#[inline(always)]
+fn copy_rows<R: Real, const N: usize>(
+    data: &[R],
+    data_stride: usize,
+    rows: usize,
+    out: &mut [R],
+    stride: usize,
+) {
+    for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
+        if let (Some(to), Some(from)) =
+            (row.first_chunk_mut::<N>(), data[p * data_stride..].first_chunk::<N>())
+        {
+            *to = *from;
+        }
+    }
+}
+
+/// Whether a strip is copied: it must be widened, or its steps of k are far apart and more than one panel reads them.
+pub(super) fn copies<T: Float>(width: usize, col_stride: usize, shape: TileShape) -> bool {
+    T::DTYPE != <T::Acc as Element>::DTYPE || (col_stride != 1 && width > shape.cols())
+}
+
 /// The strip s [rows, k] as a tile reads it: where it lies, or a copy in `buffer` where it must be widened or is read often
 /// enough (`width` columns of the result) for a copy to pay.
 pub(super) fn strip<'b, T: Float<Acc = R>, R: Real>(
@@ -117,11 +147,10 @@ pub(super) fn strip<'b, T: Float<Acc = R>, R: Real>(
     shape: TileShape,
     buffer: &'b mut Vec<Line>,
 ) -> Rows<'b, R> {
-    if let Some(data) = s.unwidened() {
-        let copies = width > shape.cols() && s.col_stride != 1;
-        if !copies {
-            return Rows { data, row_stride: s.row_stride, col_stride: s.col_stride };
-        }
+    if let Some(data) = s.unwidened()
+        && !copies::<T>(width, s.col_stride, shape)
+    {
+        return Rows { data, row_stride: s.row_stride, col_stride: s.col_stride };
     }
     let out = view::<R>(buffer, s.rows * s.cols);
     if !out.is_empty() {
