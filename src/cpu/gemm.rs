@@ -341,11 +341,11 @@ fn product<T: Float<Acc = R>, R: Real>(
             let rest = block.part(0, steps, packed, width - packed);
             let panels = pack::view::<R>(panels, steps * rest.cols.next_multiple_of(shape.lanes));
             pack::panels(rest, shape, panels);
+            let mut strips = pack::Strips::new(s.part(0, m, start, steps), width, shape, strip);
             let mut row = 0;
             while row < m {
                 let rows = shape.step(m - row);
-                let part = s.part(row, rows, start, steps);
-                let left = pack::strip(part, width, shape, strip);
+                let left = strips.get(row, rows);
                 let mut at = 0;
                 while at < width {
                     let limit = if at < packed { packed } else { width };

@@ -54,7 +54,7 @@ pub(super) fn view<R: Real>(buffer: &mut Vec<Line>, len: usize) -> &mut [R] {
 /// Whether the vector side is read where it lies: its columns are adjacent and it is read too few times (by `rows` rows
 /// of the other side) to pay for a copy.
 pub(super) fn in_place<T: Float>(rows: usize, col_stride: usize) -> bool {
-    T::DTYPE == <T::Acc as Element>::DTYPE && col_stride == 1 && rows <= 16
+    T::DTYPE == <T::Acc as Element>::DTYPE && col_stride == 1 && rows <= 64
 }
 
 /// Packs v [k, n] into panels of `shape.cols()` columns, each k rows of whole vectors; the last is narrower and filled up
@@ -139,22 +139,57 @@ pub(super) fn copies<T: Float>(width: usize, col_stride: usize, shape: TileShape
     T::DTYPE != <T::Acc as Element>::DTYPE || (col_stride != 1 && width > shape.cols())
 }
 
-/// The strip s [rows, k] as a tile reads it: where it lies, or a copy in `buffer` where it must be widened or is read often
-/// enough (`width` columns of the result) for a copy to pay.
-pub(super) fn strip<'b, T: Float<Acc = R>, R: Real>(
+/// The rows s [m, k] as tiles read them, a strip at a time: where they lie, or copies where they must be widened or are read
+/// often enough (`width` columns of the result) for a copy to pay.
+pub(super) struct Strips<'b, T, R> {
     s: MatRef<'b, T>,
-    width: usize,
     shape: TileShape,
+    /// The elements where they lie, if they are used there.
+    data: Option<&'b [R]>,
     buffer: &'b mut Vec<Line>,
-) -> Rows<'b, R> {
-    if let Some(data) = s.unwidened()
-        && !copies::<T>(width, s.col_stride, shape)
-    {
-        return Rows { data, row_stride: s.row_stride, col_stride: s.col_stride };
+    /// The rows that the buffer holds.
+    held: std::ops::Range<usize>,
+}
+
+impl<'b, T: Float<Acc = R>, R: Real> Strips<'b, T, R> {
+    pub fn new(s: MatRef<'b, T>, width: usize, shape: TileShape, buffer: &'b mut Vec<Line>) -> Self {
+        let data = s.unwidened().filter(|_| !copies::<T>(width, s.col_stride, shape));
+        Strips { s, shape, data, buffer, held: 0..0 }
     }
-    let out = view::<R>(buffer, s.rows * s.cols);
-    if !out.is_empty() {
-        copy(s.t(), out, s.rows);
+
+    /// Rows `row..row + rows`; called in ascending order, with the row counts that [`TileShape::step`] gives.
+    pub fn get(&mut self, row: usize, rows: usize) -> Rows<'_, R> {
+        let s = &self.s;
+        if let Some(data) = self.data {
+            let data = data.get(row * s.row_stride..).unwrap_or(&[]);
+            return Rows { data, row_stride: s.row_stride, col_stride: s.col_stride };
+        }
+        if !self.held.contains(&row) {
+            self.fill(row);
+        }
+        let len = (self.held.end - self.held.start) * self.s.cols;
+        let out = view::<R>(self.buffer, len);
+        let data = &out[(row - self.held.start) * self.s.cols..];
+        Rows { data, row_stride: 1, col_stride: rows }
     }
-    Rows { data: out, row_stride: 1, col_stride: s.rows }
+
+    /// Copies the next eight strips, [k, rows] each: all of them for a few steps of k before the next few, so that lines that
+    /// hold elements of several strips are fetched once.
+    fn fill(&mut self, row: usize) {
+        const STEPS: usize = 32;
+        let s = self.s;
+        self.held = row..s.rows.min(row + 8 * self.shape.rows[0]);
+        let out = view::<R>(self.buffer, self.held.len() * s.cols);
+        for step in (0..s.cols).step_by(STEPS) {
+            let steps = STEPS.min(s.cols - step);
+            let mut at = row;
+            while at < self.held.end {
+                // As the caller counts: from the rows that are left of all.
+                let rows = self.shape.step(s.rows - at);
+                let to = (at - row) * s.cols + step * rows;
+                copy(s.part(at, rows, step, steps).t(), &mut out[to..], rows);
+                at += rows;
+            }
+        }
+    }
 }
