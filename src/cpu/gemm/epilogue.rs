@@ -126,10 +126,11 @@ impl<'a, T: Float> Epilogue<'a, T> {
         let mut pre = self.pre.as_mut().map(|p| p.part(row, rows, col, cols));
         let bias = self.bias.map(|b| &b[col..col + cols]);
         let activation = self.activation;
-        for at in (0..rows).step_by(STRIP) {
-            let height = STRIP.min(rows - at);
+        let step = (STRIP / cols.max(1)).max(1).next_multiple_of(8);
+        for at in (0..rows).step_by(step) {
+            let height = step.min(rows - at);
             let (block, block_stride) = if swapped {
-                let block = pack::view::<T::Acc>(strip, STRIP * cols);
+                let block = pack::view::<T::Acc>(strip, height * cols);
                 transpose(&sums[at..], stride, (cols, height), block, cols);
                 (block, cols)
             } else {
@@ -152,8 +153,8 @@ impl<'a, T: Float> Epilogue<'a, T> {
     }
 }
 
-/// Rows of a transposed result that are turned back at a time.
-const STRIP: usize = 8;
+/// About how many elements of a transposed result are turned back at a time.
+const STRIP: usize = 1024;
 
 /// Puts the old values of `c` where sums will be added to them.
 pub(super) fn preload<T: Float>(sums: &mut [T::Acc], stride: usize, swapped: bool, c: &mut MatMut<'_, T>) {

@@ -1,5 +1,7 @@
 //! Tests of the product: against sums in f64, against the bit contract, over threads, layouts, types and epilogues.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::dtype::{bf16, f16};
 
