@@ -6,7 +6,8 @@ use std::cell::Cell;
 
 use super::MatRef;
 use crate::cpu::simd::{Rows, TileShape, transpose, vectorize};
-use crate::dtype::{Element, Float, Real};
+use crate::dtype::{DType, Element, Float, Real, f16};
+use half::slice::HalfFloatSliceExt;
 
 /// A cache line: what buffers are made of, so that packed vectors never straddle two.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -98,13 +99,26 @@ fn copy<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, out: &mut [R], stride: usi
                 }
             }
         }),
-        _ if v.row_stride < v.col_stride => vectorize(|| {
-            for j in 0..cols {
-                for p in 0..rows {
-                    out[p * stride + j] = v.data[j * v.col_stride + p * v.row_stride].to_acc();
+        None if v.row_stride == 1 => {
+            // Widened along memory, a block at a time, and turned from there.
+            const STEPS: usize = 64;
+            let mut block = [R::ZERO; 8 * STEPS];
+            for j in (0..cols).step_by(8) {
+                let lanes = 8.min(cols - j);
+                for p in (0..rows).step_by(STEPS) {
+                    let steps = STEPS.min(rows - p);
+                    for (lane, run) in block.chunks_exact_mut(STEPS).take(lanes).enumerate() {
+                        widen(&v.data[(j + lane) * v.col_stride + p..][..steps], &mut run[..steps]);
+                    }
+                    transpose(&block, STEPS, (lanes, steps), &mut out[p * stride + j..], stride);
                 }
             }
-        }),
+        }
+        None if v.col_stride == 1 => {
+            for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
+                widen(&v.data[p * v.row_stride..][..cols], &mut row[..cols]);
+            }
+        }
         _ => vectorize(|| {
             for (p, row) in out.chunks_mut(stride).take(rows).enumerate() {
                 for (j, x) in row[..cols].iter_mut().enumerate() {
@@ -113,6 +127,18 @@ fn copy<T: Float<Acc = R>, R: Real>(v: MatRef<'_, T>, out: &mut [R], stride: usi
             }
         }),
     }
+}
+
+/// `out[i] = src[i]`, widened.
+fn widen<T: Float<Acc = R>, R: Real>(src: &[T], out: &mut [R]) {
+    if T::DTYPE == DType::F16
+        && let (Ok(src), Ok(out)) =
+            (bytemuck::try_cast_slice::<T, f16>(src), bytemuck::try_cast_slice_mut(&mut *out))
+    {
+        // Eight at a time where there is F16C, which no plain loop is compiled to.
+        return src.convert_to_f32_slice(out);
+    }
+    vectorize(|| out.iter_mut().zip(src).for_each(|(out, x)| *out = x.to_acc()));
 }
 
 /// Copies rows of a length that the compiler knows: a few vector moves each, where a call of `memcpy` would cost as much
