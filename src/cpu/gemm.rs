@@ -272,11 +272,14 @@ impl<'a, T: Float> Product<'a, T> {
 
     /// Computes the product on this thread.
     fn serial(self) {
+        self.serial_on(Isa::detect());
+    }
+
+    fn serial_on(self, isa: Isa) {
         let (m, n, k) = (self.c.rows(), self.c.cols(), self.a.cols);
         if m == 0 || n == 0 {
             return;
         }
-        let isa = Isa::detect();
         let shape = isa.shape::<T::Acc>();
         let swap = self.cost(shape, m, n).1;
         let Product { a, b, mut c, accumulate, mut epilogue } = self;
