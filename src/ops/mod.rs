@@ -9,6 +9,8 @@
 
 pub mod cases;
 mod copy;
+mod index;
+mod join;
 
 use std::fmt::Debug;
 
@@ -20,6 +22,8 @@ use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
+pub use join::{Cat, Pad};
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -93,6 +97,8 @@ pub trait Visitor {
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
+    index::visit(visitor);
+    join::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].

@@ -132,6 +132,7 @@ impl Drop for Node {
 }
 
 /// Which inputs and outputs an op's backward reads, as bit sets. Nothing else is kept alive for it.
+/// Only the first 32 inputs can be named; an op of any number of inputs (such as `cat`) saves none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Saves {
     inputs: u32,
@@ -213,7 +214,7 @@ pub(crate) fn record(
     let mut keep = |slot, tensor: &Tensor| {
         saved.push((slot, Saved { tensor: tensor.detach(), version: tensor.version() }))
     };
-    for (i, tensor) in inputs.iter().enumerate().filter(|(i, _)| saves.inputs & (1 << i) != 0) {
+    for (i, tensor) in inputs.iter().enumerate().take(32).filter(|(i, _)| saves.inputs & (1 << i) != 0) {
         keep(Slot::Input(i), tensor);
     }
     for (i, tensor) in outputs.iter().enumerate().filter(|(i, _)| saves.outputs & (1 << i) != 0) {
