@@ -4,5 +4,6 @@ pub mod copy;
 pub mod gemm;
 pub mod par;
 pub mod pool;
+pub mod reduce;
 pub mod simd;
 pub mod strided;

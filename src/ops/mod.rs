@@ -11,6 +11,7 @@ pub mod cases;
 mod copy;
 mod index;
 mod join;
+mod reduce;
 
 use std::fmt::Debug;
 
@@ -24,6 +25,7 @@ pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
+pub use reduce::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -99,6 +101,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
+    reduce::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
