@@ -192,8 +192,10 @@ impl Report {
             row.2 += 1;
             // The first few of an op tell; the rest would bury those of other ops.
             if row.2 <= 6 {
-                self.failures
-                    .push(format!("{id}: {why}\n    again: WARPSMITH_CASE={id} cargo test {}", self.title));
+                self.failures.push(format!(
+                    "{id}: {why}\n    again: WARPSMITH_CASE={id} cargo test --test {}",
+                    env!("CARGO_CRATE_NAME")
+                ));
             }
         }
     }

@@ -4,7 +4,7 @@ use std::any::Any;
 
 use warpsmith::ops;
 
-use super::{Expected, dd::dd};
+use super::{Expected, Specials, dd::dd};
 use crate::harness::Value;
 
 pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
@@ -19,6 +19,6 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     Some(vec![out])
 }
 
-pub fn takes_specials(op: &dyn Any) -> bool {
-    op.is::<ops::Contiguous>() || op.is::<ops::Cast>()
+pub fn specials(op: &dyn Any) -> Option<Specials> {
+    (op.is::<ops::Contiguous>() || op.is::<ops::Cast>()).then_some(Specials::All)
 }

@@ -268,6 +268,9 @@ impl Div for Dd {
             return dd(q);
         }
         let r = self - dd(q) * b;
+        if !r.is_finite() {
+            return dd(q); // the product overflowed: `self` is as large as f64 goes
+        }
         let q2 = r.hi / b.hi;
         let r = r - dd(q2) * b;
         Dd::of(q, q2) + dd(r.hi / b.hi)

@@ -7,7 +7,9 @@
 
 pub mod copy;
 pub mod dd;
+pub mod index;
 pub mod large;
+pub mod reduce;
 pub mod round;
 
 use std::any::Any;
@@ -42,12 +44,23 @@ impl Expected {
     }
 }
 
-/// The outputs that `op` must have for `inputs`, or `None` if nobody has written its reference.
-pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
-    copy::expected(op, inputs)
+/// Which special values have one right answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Specials {
+    /// NaN, infinities, zeros of both signs, subnormals, and the ends of the range.
+    All,
+    /// All but numbers so large that an order of additions decides whether they overflow.
+    NotHuge,
 }
 
-/// Whether NaN, infinities, signed zeros and subnormals in the inputs have one right answer.
-pub fn takes_specials(op: &dyn Any) -> bool {
-    copy::takes_specials(op)
+/// The outputs that `op` must have for `inputs`, or `None` if nobody has written its reference.
+pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
+    let families = [copy::expected, index::expected, reduce::expected];
+    families.iter().find_map(|f| f(op, inputs))
+}
+
+/// The special values that `op` is tried with, if any.
+pub fn specials(op: &dyn Any) -> Option<Specials> {
+    let families = [copy::specials, index::specials, reduce::specials];
+    families.iter().find_map(|f| f(op))
 }
