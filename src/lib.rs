@@ -6,7 +6,7 @@ pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
-pub mod nn;
+pub mod io;
 pub mod ops;
 pub mod optim;
 pub mod param;

@@ -284,6 +284,9 @@ impl Preparation {
     /// # Errors
     /// Kind `Data`: a column is not there or of the other kind; a prepared value does not fit f32; a missing number under
     /// [`Missing::Drop`] with [`Incomplete::Refuse`].
+    ///
+    /// # Panics
+    /// Where one of `rows` is not a row of the table.
     pub fn transform(&self, table: &Table, rows: &[usize], incomplete: Incomplete) -> Result<Features> {
         let places: Vec<usize> =
             self.inputs.iter().map(|input| table.index_of(input.name())).collect::<Result<_>>()?;

@@ -79,6 +79,10 @@ fn slurp_unless_regular(path: &Path) -> Result<Option<Vec<u8>>> {
     std::fs::read(path).map(Some).map_err(|cause| Error::io(path, "read", cause))
 }
 
+/// Put behind the text: ends a last line that has no LF, and shows where a quotation mark was never closed, which the csv
+/// crate accepts silently with all that follows in one cell.
+const END: &[u8] = b"\n\0end of the text\0";
+
 /// What can be read from its start as often as needed.
 struct Input<'a> {
     source: &'a Path,
@@ -116,12 +120,12 @@ struct Records<'a> {
 impl<'a> Records<'a> {
     fn new(source: &'a Path, text: Box<dyn Read + 'a>) -> Self {
         // With LF as the only terminator the reader's line count is right after every record; the CR of CRLF stays in the
-        // last cell, where trimming takes it. The LF at the end ends a last line that has none; a blank line is skipped.
+        // last cell, where trimming takes it.
         let reader = ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
             .terminator(Terminator::Any(b'\n'))
-            .from_reader(text.chain(&b"\n"[..]));
+            .from_reader(text.chain(END));
         Records { source, reader, record: ByteRecord::new(), line: 0 }
     }
 
@@ -136,6 +140,13 @@ impl<'a> Records<'a> {
             if !more {
                 return Ok(false);
             }
+            if self.record.iter().next_back().is_some_and(|cell| cell.ends_with(END.trim_ascii_start())) {
+                return if self.record.len() == 1 && self.record[0] == *END.trim_ascii_start() {
+                    Ok(false)
+                } else {
+                    Err(self.unclosed())
+                };
+            }
             let inside = self.record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
             self.line = self.reader.position().line() - 1 - inside;
             let blank = self.record.len() == 1 && {
@@ -146,6 +157,15 @@ impl<'a> Records<'a> {
                 return Ok(true);
             }
         }
+    }
+
+    fn unclosed(&self) -> Error {
+        let inside = self.record.as_slice().iter().filter(|&&byte| byte == b'\n').count() as u64;
+        Error::data(self.source, "a quotation mark in this row is never closed").at(
+            self.source,
+            Some(self.reader.position().line() - inside),
+            None::<String>,
+        )
     }
 
     fn cell(&self, index: usize) -> Result<&str, std::str::Utf8Error> {

@@ -132,8 +132,7 @@ mod tests {
         let classes: Vec<i64> = (0..20).map(|row| i64::from(row % 3 == 0)).collect();
         let rows: Vec<usize> = (0..20).collect();
         let split = split(&rows, Some(&classes), &SplitOptions { seed: 7, ..Default::default() }).unwrap();
-        assert_eq!(split.test, [0; 4]);
-        assert_eq!(split.validation, [0; 2]);
+        assert_eq!((split.test, split.validation), (vec![0, 2, 7, 13], vec![9, 16]));
     }
 
     #[test]

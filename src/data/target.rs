@@ -32,6 +32,26 @@ impl Targets {
         self.len() == 0
     }
 
+    /// Makes `into` the targets of `rows`, in the memory it has if it is of the same kind.
+    pub(super) fn gather(&self, rows: &[usize], into: &mut Targets) {
+        match (self, into) {
+            (Targets::Classes(all), Targets::Classes(some)) => {
+                some.clear();
+                some.extend(rows.iter().map(|&row| all[row]));
+            }
+            (Targets::Values(all), Targets::Values(some)) => {
+                some.clear();
+                some.extend(rows.iter().map(|&row| all[row]));
+            }
+            (Targets::Classes(all), into) => {
+                *into = Targets::Classes(rows.iter().map(|&row| all[row]).collect())
+            }
+            (Targets::Values(all), into) => {
+                *into = Targets::Values(rows.iter().map(|&row| all[row]).collect())
+            }
+        }
+    }
+
     pub(super) fn empty_like(&self, capacity: usize) -> Self {
         match self {
             Targets::Classes(_) => Targets::Classes(Vec::with_capacity(capacity)),
