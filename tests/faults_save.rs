@@ -573,6 +573,13 @@ fn readers_fall_back_to_a_whole_old_folder_only() {
     assert_eq!((folder.path(), folder.is_fallback(), number(&dir)), (old.as_path(), true, 1));
     assert_eq!(folder::resolve(scratch.0.join("model/")).unwrap(), old);
 
+    #[cfg(unix)]
+    {
+        let link = scratch.0.join("link");
+        std::os::unix::fs::symlink("model", &link).unwrap();
+        assert_eq!(folder::resolve(&link).unwrap(), old);
+    }
+
     // A whole folder goes first; a half one does not count.
     save(&dir, 2).unwrap();
     assert_eq!((number(&dir), folder::resolve(&dir).unwrap()), (2, dir.clone()));

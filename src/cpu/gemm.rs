@@ -20,10 +20,11 @@ mod pack;
 #[cfg(test)]
 mod tests;
 
+pub use super::activation::Activation;
 use crate::cpu::par;
 use crate::cpu::simd::{Isa, MatMut, Panel, TileShape, tile};
 use crate::dtype::{Element, Float, Real};
-pub use epilogue::{Activation, Epilogue};
+pub use epilogue::Epilogue;
 use pack::Buffers;
 
 /// Steps of k in one chain of sums; part of what decides the bits of a result, so not to be tuned per shape.

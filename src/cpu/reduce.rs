@@ -536,7 +536,7 @@ pub(crate) fn same<E: PartialOrd + Copy>(a: E, b: E) -> bool {
 }
 
 /// Dimensions without those of size 1, neighbours that follow each other without gaps merged.
-fn merged(dims: Dims) -> Dims {
+pub(crate) fn merged(dims: Dims) -> Dims {
     let mut out = Dims::with_capacity(dims.len());
     for (n, s) in dims {
         match out.last_mut() {

@@ -138,6 +138,24 @@ impl<R: Rule> Optimizer<R> {
     }
 }
 
+/// An [`Optimizer`] of any rule.
+pub trait Step: Send {
+    /// As [`Optimizer::step`].
+    fn step(&mut self) -> Result<()>;
+    /// As [`Optimizer::set_lr`].
+    fn set_lr(&self, lr: f64) -> Result<()>;
+}
+
+impl<R: Rule> Step for Optimizer<R> {
+    fn step(&mut self) -> Result<()> {
+        Optimizer::step(self)
+    }
+
+    fn set_lr(&self, lr: f64) -> Result<()> {
+        Optimizer::set_lr(self, lr)
+    }
+}
+
 /// A rate must be finite and not negative (`positive`: nor zero).
 fn check_rate(what: &str, rate: f64, positive: bool) -> Result<()> {
     if rate.is_finite() && rate >= 0.0 && !(positive && rate == 0.0) {

@@ -3,54 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::pack::{self, Line};
+use crate::cpu::activation::Activation;
 use crate::cpu::simd::{MatMut, transpose, vectorize};
 use crate::dtype::{Float, Real};
-
-/// The activations that a product can apply to its result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// x
-    #[default]
-    Identity,
-    /// max(x, 0); NaN stays NaN.
-    Relu,
-    /// x · (1 + erf(x / √2)) / 2
-    Gelu,
-    /// x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2
-    GeluTanh,
-    /// x / (1 + e⁻ˣ)
-    Silu,
-    /// 1 / (1 + e⁻ˣ)
-    Sigmoid,
-    /// tanh x
-    Tanh,
-}
-
-impl Activation {
-    /// The value at `x`.
-    #[inline(always)]
-    pub fn apply<R: Real>(self, x: R) -> R {
-        let half = R::of(0.5);
-        match self {
-            Activation::Identity => x,
-            Activation::Relu => relu(x),
-            Activation::Gelu => half * x * (R::ONE + (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
-            Activation::GeluTanh => {
-                let inner = R::of(0.797_884_560_802_865_4) * (x + R::of(0.044_715) * x * x * x);
-                half * x * (R::ONE + inner.tanh())
-            }
-            Activation::Silu => x / (R::ONE + (-x).exp()),
-            Activation::Sigmoid => R::ONE / (R::ONE + (-x).exp()),
-            Activation::Tanh => x.tanh(),
-        }
-    }
-}
-
-#[inline(always)]
-fn relu<R: Real>(x: R) -> R {
-    // Not `max`, which would turn NaN into 0.
-    if x < R::ZERO { R::ZERO } else { x }
-}
 
 /// What [`super::gemm`] does to the sums before it stores them; by default nothing.
 #[derive(Debug)]
@@ -106,7 +61,7 @@ impl<'a, T: Float> Epilogue<'a, T> {
                 if let Some(pre) = &mut pre {
                     pre.row(i).copy_from_slice(y);
                 }
-                activate(y, activation);
+                activation.apply_all(y);
             }
         });
     }
@@ -144,7 +99,7 @@ impl<'a, T: Float> Epilogue<'a, T> {
                     if let Some(pre) = &mut pre {
                         narrow(y, pre.row(at + i));
                     }
-                    activate(y, activation);
+                    activation.apply_all(y);
                     narrow(y, c.row(at + i));
                 }
             });
@@ -168,16 +123,6 @@ pub(super) fn preload<T: Float>(sums: &mut [T::Acc], stride: usize, swapped: boo
 fn add_bias<R: Real>(y: &mut [R], bias: Option<&[R]>) {
     if let Some(bias) = bias {
         y.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
-    }
-}
-
-#[inline(always)]
-fn activate<R: Real>(y: &mut [R], activation: Activation) {
-    match activation {
-        Activation::Identity => {}
-        // A loop of its own, so that it is vectorised.
-        Activation::Relu => y.iter_mut().for_each(|y| *y = relu(*y)),
-        other => y.iter_mut().for_each(|y| *y = other.apply(*y)),
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use checksums::{Line, Manifest};
 pub use save::{Staging, check_writable, save, save_with};
 
+use super::atomic::parent_of;
 use super::safetensors::SafeTensors;
 use super::{open_regular, read_vec};
 use crate::{Error, Result};
@@ -39,7 +40,9 @@ impl Folder {
     /// Checks that the list is sound and that every listed file is there and has its size; contents are checked as
     /// they are read. Fails (kind `Data`) naming the folder or file at fault.
     pub fn open(dir: impl AsRef<Path>) -> Result<Folder> {
-        let dir = dir.as_ref();
+        // A link dangles while only `dir.old` is there, and `.old` belongs to the folder behind it.
+        let behind = fs::read_link(dir.as_ref()).map(|to| parent_of(dir.as_ref()).join(to));
+        let dir = behind.as_deref().unwrap_or(dir.as_ref());
         let old = old_of(dir);
         let mut attempts = 3;
         loop {
