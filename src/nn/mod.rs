@@ -11,7 +11,7 @@ mod layers;
 use crate::param::StepBlock;
 use crate::{Param, Result, Tensor};
 
-pub use crate::cpu::gemm::Activation;
+pub use crate::cpu::activation::Activation;
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
 
@@ -107,7 +107,15 @@ impl Module for Sequential {
 impl Module for Activation {
     #[track_caller]
     fn forward(&self, _: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        x.activate(*self)
+        match self {
+            Activation::Identity => Ok(x.clone()),
+            Activation::Relu => x.relu(),
+            Activation::Gelu => x.gelu(),
+            Activation::GeluTanh => x.gelu_tanh(),
+            Activation::Silu => x.silu(),
+            Activation::Sigmoid => x.sigmoid(),
+            Activation::Tanh => x.tanh(),
+        }
     }
 
     fn params(&self) -> Vec<Param> {

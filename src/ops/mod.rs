@@ -17,6 +17,8 @@ mod matmul;
 mod reduce;
 mod softmax;
 mod sum_to;
+mod tmp_stub;
+mod unary;
 
 use std::fmt::Debug;
 
@@ -36,6 +38,7 @@ pub use matmul::MatMul;
 pub use reduce::*;
 pub use softmax::*;
 pub use sum_to::SumTo;
+pub use unary::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -120,6 +123,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     reduce::visit(visitor);
     softmax::visit(visitor);
     sum_to::visit(visitor);
+    unary::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
