@@ -9,6 +9,7 @@
 
 pub mod cases;
 mod copy;
+mod unary;
 
 use std::fmt::Debug;
 
@@ -20,6 +21,7 @@ use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use unary::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -93,6 +95,7 @@ pub trait Visitor {
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
+    unary::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
