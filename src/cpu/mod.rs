@@ -7,6 +7,7 @@ pub mod gemm;
 pub mod par;
 pub mod pool;
 mod real;
+pub mod reduce;
 pub mod simd;
 pub mod strided;
 pub mod vmath;

@@ -1,0 +1,680 @@
+//! Reductions over any set of axes of a strided array, in an order that depends on shape and layout alone.
+//!
+//! A [`Fold`] says what is added up; [`Reduction`] finds the way through memory. Sums run in many short chains that are
+//! joined in a tree (in blocks along a row, in groups of rows along columns), which makes their error grow with the
+//! logarithm of the length, not the length. Threads get whole chunks of fixed size; chunks are joined in their order.
+
+#![forbid(unsafe_code)]
+
+use crate::Result;
+use crate::cpu::pool::Block;
+use crate::cpu::{par, simd};
+use crate::dtype::{Element, Float, Real};
+use crate::shape::Layout;
+
+/// Chains along a row: four vectors of 16 floats, enough to hide the latency of an addition.
+const LANES: usize = 64;
+/// Elements of a row that one set of chains runs over: 32 additions a chain.
+const BLOCK: usize = 2048;
+/// Elements of a row that one thread takes at a time.
+const SEGMENT: usize = 1 << 16;
+/// Rows that one chain along a column runs over, eight a step: 32 additions a chain.
+const ROWS: usize = 256;
+/// Elements that are worth a task of their own.
+pub const GRAIN: usize = 1 << 15;
+
+/// A reduction: `join` over `term` of each element, from `identity`.
+///
+/// `join` must be associative and commutative up to rounding. Implementations mark the methods `#[inline(always)]` so
+/// that the loops around them vectorise. `P` is a value that belongs to the output, such as a mean; `()` where none is needed.
+pub trait Fold<E>: Sync {
+    /// What is joined.
+    type Acc: Element;
+    /// What belongs to an output.
+    type Param: Copy + Send + Sync;
+    /// The result over nothing.
+    fn identity(&self) -> Self::Acc;
+    /// The contribution of one element.
+    fn term(&self, x: E, p: Self::Param) -> Self::Acc;
+    /// Joins two partial results.
+    fn join(&self, a: Self::Acc, b: Self::Acc) -> Self::Acc;
+}
+
+/// Σ x, in [`Float::Acc`].
+#[derive(Clone, Copy, Debug)]
+pub struct Sum;
+
+impl<T: Float> Fold<T> for Sum {
+    type Acc = T::Acc;
+    type Param = ();
+    #[inline(always)]
+    fn identity(&self) -> T::Acc {
+        T::Acc::ZERO
+    }
+    #[inline(always)]
+    fn term(&self, x: T, (): ()) -> T::Acc {
+        x.to_acc()
+    }
+    #[inline(always)]
+    fn join(&self, a: T::Acc, b: T::Acc) -> T::Acc {
+        a + b
+    }
+}
+
+/// Σ f(x, p), in [`Float::Acc`].
+#[derive(Clone, Copy, Debug)]
+pub struct SumOf<F>(pub F);
+
+impl<T: Float, F: Fn(T::Acc, T::Acc) -> T::Acc + Sync> Fold<T> for SumOf<F> {
+    type Acc = T::Acc;
+    type Param = T::Acc;
+    #[inline(always)]
+    fn identity(&self) -> T::Acc {
+        T::Acc::ZERO
+    }
+    #[inline(always)]
+    fn term(&self, x: T, p: T::Acc) -> T::Acc {
+        (self.0)(x.to_acc(), p)
+    }
+    #[inline(always)]
+    fn join(&self, a: T::Acc, b: T::Acc) -> T::Acc {
+        a + b
+    }
+}
+
+/// Σ x of integers, in i64, wrapping on overflow.
+#[derive(Clone, Copy, Debug)]
+pub struct IntSum;
+
+impl<E: Into<i64>> Fold<E> for IntSum {
+    type Acc = i64;
+    type Param = ();
+    #[inline(always)]
+    fn identity(&self) -> i64 {
+        0
+    }
+    #[inline(always)]
+    fn term(&self, x: E, (): ()) -> i64 {
+        x.into()
+    }
+    #[inline(always)]
+    fn join(&self, a: i64, b: i64) -> i64 {
+        a.wrapping_add(b)
+    }
+}
+
+/// The largest element; NaN if there is one.
+#[derive(Clone, Copy, Debug)]
+pub struct Max;
+
+/// The smallest element; NaN if there is one.
+#[derive(Clone, Copy, Debug)]
+pub struct Min;
+
+macro_rules! extremum {
+    ($name:ident, $from:expr, $op:tt) => {
+        impl<E: Element> Fold<E> for $name {
+            type Acc = E;
+            type Param = ();
+            #[inline(always)]
+            fn identity(&self) -> E {
+                E::from_f64($from)
+            }
+            #[inline(always)]
+            fn term(&self, x: E, (): ()) -> E {
+                x
+            }
+            #[inline(always)]
+            #[allow(clippy::eq_op, reason = "NaN is what differs from itself, for integers nothing")]
+            fn join(&self, a: E, b: E) -> E {
+                if b $op a || b != b { b } else { a }
+            }
+        }
+    };
+}
+extremum!(Max, f64::NEG_INFINITY, >);
+extremum!(Min, f64::INFINITY, <);
+
+/// Joins results that arrive one after the other as a balanced tree, keeping one for each level.
+struct Tree<A> {
+    levels: [A; usize::BITS as usize],
+    count: usize,
+}
+
+impl<A: Copy> Tree<A> {
+    #[inline(always)]
+    fn new(identity: A) -> Self {
+        Tree { levels: [identity; usize::BITS as usize], count: 0 }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, mut value: A, join: impl Fn(A, A) -> A) {
+        let mut depth = self.count.count_ones() as usize;
+        for _ in 0..self.count.trailing_ones() {
+            depth -= 1;
+            value = join(self.levels[depth], value);
+        }
+        self.levels[depth] = value;
+        self.count += 1;
+    }
+
+    #[inline(always)]
+    fn finish(self, identity: A, join: impl Fn(A, A) -> A) -> A {
+        let used = &self.levels[..self.count.count_ones() as usize];
+        used.iter().rev().copied().reduce(|low, high| join(high, low)).unwrap_or(identity)
+    }
+}
+
+/// `join` over `term` of the elements that share an index in the slices, which must be of one length; at most [`BLOCK`].
+#[inline(always)]
+fn fold_block<E: Copy, A: Copy, const N: usize>(
+    xs: [&[E]; N],
+    identity: A,
+    term: impl Fn([E; N]) -> A,
+    join: impl Fn(A, A) -> A,
+) -> A {
+    let n = xs[0].len();
+    let at = |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) };
+    if n < 16 {
+        return (0..n).fold(identity, |a, i| join(a, term(at(i))));
+    }
+    let mut acc = [identity; LANES];
+    let wide = n / LANES * LANES;
+    for i in (0..wide).step_by(LANES) {
+        let part: [&[E; LANES]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
+        for l in 0..LANES {
+            acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
+        }
+    }
+    let vectors = n / 16 * 16;
+    for i in (wide..vectors).step_by(16) {
+        let part: [&[E; 16]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
+        for l in 0..16 {
+            acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
+        }
+    }
+    for i in vectors..n {
+        let l = 16 + i - vectors;
+        acc[l] = join(acc[l], term(at(i)));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            acc[l] = join(acc[l], acc[l + width]);
+        }
+        width /= 2;
+    }
+    acc[0]
+}
+
+/// `join` over `term` of the elements that share an index in the slices: the row kernel behind every reduction here. The
+/// slices must be of one length. Call it inside [`simd::vectorize`].
+#[inline(always)]
+pub fn fold_slices<E: Copy, A: Copy, const N: usize>(
+    xs: [&[E]; N],
+    identity: A,
+    term: impl Fn([E; N]) -> A,
+    join: impl Fn(A, A) -> A,
+) -> A {
+    let n = xs[0].len();
+    if n <= BLOCK {
+        return fold_block(xs, identity, term, join);
+    }
+    let mut tree = Tree::new(identity);
+    for start in (0..n).step_by(BLOCK) {
+        let end = n.min(start + BLOCK);
+        tree.push(fold_block(xs.map(|x| &x[start..end]), identity, &term, &join), &join);
+    }
+    tree.finish(identity, &join)
+}
+
+/// Σ `term` of the elements that share an index in the slices (see [`fold_slices`]).
+#[inline(always)]
+pub fn sum_slices<E: Copy, A: Real, const N: usize>(xs: [&[E]; N], term: impl Fn([E; N]) -> A) -> A {
+    fold_slices(xs, A::ZERO, term, |a, b| a + b)
+}
+
+/// Joins the rows that start at `rows` in `data`, each as long as `acc`, onto `acc`: eight a step, in a tree.
+#[inline(always)]
+pub fn fold_rows<E: Copy, F: Fold<E>>(
+    fold: &F,
+    data: &[E],
+    rows: &[usize],
+    params: &[F::Param],
+    acc: &mut [F::Acc],
+) {
+    let n = acc.len();
+    let params = &params[..n];
+    let (eights, rest) = rows.as_chunks::<8>();
+    for starts in eights {
+        let row: [&[E]; 8] = starts.map(|s| &data[s..][..n]);
+        for j in 0..n {
+            let t = |k: usize| fold.term(row[k][j], params[j]);
+            let low = fold.join(fold.join(t(0), t(1)), fold.join(t(2), t(3)));
+            let high = fold.join(fold.join(t(4), t(5)), fold.join(t(6), t(7)));
+            acc[j] = fold.join(acc[j], fold.join(low, high));
+        }
+    }
+    for &start in rest {
+        let row = &data[start..][..n];
+        for j in 0..n {
+            acc[j] = fold.join(acc[j], fold.term(row[j], params[j]));
+        }
+    }
+}
+
+/// Joins `count` rows of `width` results pairwise into the first, in an order fixed by `count`.
+pub fn join_rows<A: Copy>(rows: &mut [A], count: usize, width: usize, join: impl Fn(A, A) -> A) {
+    let mut step = 1;
+    while step < count {
+        for i in (0..count - step).step_by(2 * step) {
+            let (low, high) = rows[i * width..].split_at_mut(step * width);
+            simd::vectorize(|| {
+                low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b))
+            });
+        }
+        step *= 2;
+    }
+}
+
+type Dims = Vec<(usize, usize)>;
+
+/// The way through memory of a reduction: which dimensions stay, which go. Outputs are in row-major order of those that stay.
+#[derive(Clone, Debug)]
+pub struct Reduction {
+    kept: Dims,
+    reduced: Dims,
+    offset: usize,
+    /// The number of outputs.
+    pub outputs: usize,
+    /// The number of elements behind each output.
+    pub length: usize,
+}
+
+impl Reduction {
+    /// Plans the reduction over the dimensions `d` of `layout` for which `goes(d)`.
+    pub fn new(layout: &Layout, goes: impl Fn(usize) -> bool) -> Reduction {
+        let part = |want: bool| -> Dims {
+            let dims = (0..layout.shape.rank()).filter(|&d| goes(d) == want);
+            dims.map(|d| (layout.shape[d], layout.strides[d])).collect()
+        };
+        let (kept, mut reduced) = (part(false), part(true));
+        let count = |dims: &Dims| dims.iter().map(|d| d.0).product();
+        let (outputs, length) = (count(&kept), count(&reduced));
+        // Any order will do; this one runs along memory.
+        reduced.sort_by_key(|d| std::cmp::Reverse(d.1));
+        Reduction { kept: merged(kept), reduced: merged(reduced), offset: layout.offset, outputs, length }
+    }
+
+    /// The same with the elements behind an output in row-major order, which [`Reduction::find`] counts in.
+    pub fn ordered(layout: &Layout, goes: impl Fn(usize) -> bool) -> Reduction {
+        let reduced =
+            (0..layout.shape.rank()).filter(|&d| goes(d)).map(|d| (layout.shape[d], layout.strides[d]));
+        Reduction { reduced: merged(reduced.collect()), ..Reduction::new(layout, &goes) }
+    }
+
+    /// Whether the outputs of an innermost row are best computed together: their elements are neighbours, and those of
+    /// one output are not.
+    fn by_columns(&self) -> Option<usize> {
+        let gap = self.reduced.last().map_or(1, |d| d.1);
+        let &(width, step) = self.kept.last()?;
+        (step == 1 && gap != 1 && (width >= 8 || (self.reduced.len() == 1 && gap == width))).then_some(width)
+    }
+
+    /// Computes every output into `out`; `params` has one value for each.
+    ///
+    /// # Errors
+    /// If there is no memory for partial results.
+    pub fn fold<E: Element, F: Fold<E>>(
+        &self,
+        fold: &F,
+        data: &[E],
+        params: &[F::Param],
+        out: &mut [F::Acc],
+    ) -> Result<()> {
+        assert!(out.len() == self.outputs && params.len() == self.outputs, "one value for each output");
+        if self.length == 0 {
+            out.fill(fold.identity());
+            return Ok(());
+        }
+        match self.by_columns() {
+            _ if self.outputs == 0 => Ok(()),
+            Some(width) => self.fold_columns(fold, data, params, out, width),
+            None => self.fold_runs(fold, data, params, out),
+        }
+    }
+
+    /// Each output from its own elements: along the row where they are neighbours, gathered block by block elsewhere.
+    fn fold_runs<E: Element, F: Fold<E>>(
+        &self,
+        fold: &F,
+        data: &[E],
+        params: &[F::Param],
+        out: &mut [F::Acc],
+    ) -> Result<()> {
+        let segments = self.length.div_ceil(SEGMENT);
+        let task = |first: usize, results: &mut [F::Acc]| {
+            let mut buffer = match self.reduced[..] {
+                [] | [(_, 1)] => Vec::new(),
+                _ => vec![E::default(); self.length.min(BLOCK)],
+            };
+            simd::vectorize(|| {
+                for (i, result) in (first..).zip(results) {
+                    let (output, start) = (i / segments, i % segments * SEGMENT);
+                    let end = self.length.min(start + SEGMENT);
+                    *result = self.fold_run(fold, data, output, start, end, params[output], &mut buffer);
+                }
+            });
+        };
+        let each = (GRAIN / self.length.min(SEGMENT)).max(1);
+        if segments == 1 {
+            par::for_each_chunk_mut(out, each, |i, results| task(i * each, results));
+            return Ok(());
+        }
+        let mut partial = Block::new(self.outputs * segments * size_of::<F::Acc>())?;
+        let partial = partial.typed_mut::<F::Acc>();
+        par::for_each_chunk_mut(partial, each, |i, results| task(i * each, results));
+        for (result, parts) in out.iter_mut().zip(partial.chunks_exact_mut(segments)) {
+            join_rows(parts, segments, 1, |a, b| fold.join(a, b));
+            *result = parts[0];
+        }
+        Ok(())
+    }
+
+    /// Elements `start..end` of the row behind `output`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn fold_run<E: Element, F: Fold<E>>(
+        &self,
+        fold: &F,
+        data: &[E],
+        output: usize,
+        start: usize,
+        end: usize,
+        p: F::Param,
+        buffer: &mut [E],
+    ) -> F::Acc {
+        let base = self.offset + position(&self.kept, output);
+        let (term, join) = (|[x]: [E; 1]| fold.term(x, p), |a, b| fold.join(a, b));
+        if buffer.is_empty() {
+            return fold_slices([&data[base + start..base + end]], fold.identity(), term, join);
+        }
+        let mut tree = Tree::new(fold.identity());
+        for from in (start..end).step_by(buffer.len()) {
+            let part = &mut buffer[..(end - from).min(BLOCK)];
+            gather(&data[base..], &self.reduced, from, part);
+            tree.push(fold_block([part], fold.identity(), term, join), join);
+        }
+        tree.finish(fold.identity(), join)
+    }
+
+    /// All outputs of an innermost row at once, one row of elements after the other.
+    fn fold_columns<E: Element, F: Fold<E>>(
+        &self,
+        fold: &F,
+        data: &[E],
+        params: &[F::Param],
+        out: &mut [F::Acc],
+        width: usize,
+    ) -> Result<()> {
+        // Narrow rows that follow each other are taken several at a time, as one row of `fuse · width`.
+        let fuse = match self.reduced[..] {
+            [(n, gap)] if gap == width => (LANES / width).clamp(1, n),
+            _ => 1,
+        };
+        let rows = ROWS * fuse;
+        let (chunks, outer) = (self.length.div_ceil(rows), self.outputs / width);
+        let kept = &self.kept[..self.kept.len() - 1];
+        // Results `from..from + acc.len()` of one innermost row, over one chunk of elements.
+        let tile = |chunk: usize, row: usize, from: usize, acc: &mut [F::Acc]| {
+            let base = self.offset + position(kept, row) + from;
+            let range = chunk * rows..self.length.min((chunk + 1) * rows);
+            let params = &params[row * width + from..][..acc.len()];
+            acc.fill(fold.identity());
+            if fuse == 1 {
+                let starts: Vec<usize> = range.map(|i| base + position(&self.reduced, i)).collect();
+                simd::vectorize(|| fold_rows(fold, data, &starts, params, acc));
+                return;
+            }
+            let fused = range.len() / fuse;
+            let starts: Vec<usize> = (0..fused).map(|k| base + (range.start + k * fuse) * width).collect();
+            let rest: Vec<usize> =
+                (range.start + fused * fuse..range.end).map(|i| base + i * width).collect();
+            let mut wide = vec![fold.identity(); fuse * width];
+            simd::vectorize(|| {
+                fold_rows(fold, data, &starts, &params.repeat(fuse), &mut wide);
+                fold_rows(fold, data, &rest, params, acc);
+            });
+            join_rows(&mut wide, fuse, width, |a, b| fold.join(a, b));
+            acc.iter_mut().zip(&wide).for_each(|(a, &w)| *a = fold.join(*a, w));
+        };
+        let columns = if fuse > 1 { width } else { (2 * GRAIN / self.length.min(rows)).clamp(1024, 1 << 14) };
+        let all = |results: &mut [F::Acc]| {
+            let work = width * self.length.min(rows);
+            if work < GRAIN {
+                let each = GRAIN / work;
+                par::for_each_chunk_mut(results, each * width, |i, part| {
+                    for (k, acc) in part.chunks_exact_mut(width).enumerate() {
+                        let row = i * each + k;
+                        tile(row / outer, row % outer, 0, acc);
+                    }
+                });
+                return;
+            }
+            let tiles = results.chunks_exact_mut(width).enumerate().flat_map(|(row, acc)| {
+                acc.chunks_mut(columns).enumerate().map(move |(t, acc)| (row, t * columns, acc))
+            });
+            let count = chunks * outer * width.div_ceil(columns);
+            par::each(count, tiles, |(row, from, acc)| tile(row / outer, row % outer, from, acc));
+        };
+        if chunks == 1 {
+            all(out);
+            return Ok(());
+        }
+        let mut partial = Block::new(chunks * self.outputs * size_of::<F::Acc>())?;
+        let partial = partial.typed_mut::<F::Acc>();
+        all(partial);
+        join_rows(partial, chunks, self.outputs, |a, b| fold.join(a, b));
+        out.copy_from_slice(&partial[..self.outputs]);
+        Ok(())
+    }
+
+    /// For each output the number of its first element that equals its target (NaN equals NaN), or 0 where none does.
+    /// Numbers count in row-major order over the reduced dimensions if the plan is [`Reduction::ordered`].
+    pub fn find<E: Element>(&self, data: &[E], targets: &[E], out: &mut [i64]) {
+        assert!(out.len() == self.outputs && targets.len() == self.outputs, "one value for each output");
+        let Some(width) = self.by_columns().filter(|_| self.outputs > 0) else {
+            let each = (GRAIN / self.length.max(1)).max(1);
+            return par::for_each_chunk_mut(out, each, |i, results| {
+                let first = i * each;
+                (first..).zip(results).for_each(|(o, r)| *r = self.find_in_run(data, o, targets[o]) as i64);
+            });
+        };
+        // Tiles of one innermost row; from the last element to the first, so that the first one stays.
+        let kept = &self.kept[..self.kept.len() - 1];
+        let tiles = out.chunks_exact_mut(width).enumerate().flat_map(|(row, part)| {
+            part.chunks_mut(256).enumerate().map(move |(t, part)| (row, t * 256, part))
+        });
+        let count = self.outputs / width * width.div_ceil(256);
+        par::each(if self.outputs * self.length < GRAIN { 1 } else { count }, tiles, |(row, from, part)| {
+            let base = self.offset + position(kept, row) + from;
+            let n = part.len();
+            let targets = &targets[row * width + from..][..n];
+            simd::vectorize(|| {
+                part.fill(0);
+                for i in (0..self.length).rev() {
+                    let x = &data[base + position(&self.reduced, i)..][..n];
+                    for j in 0..n {
+                        part[j] = if same(x[j], targets[j]) { i as i64 } else { part[j] };
+                    }
+                }
+            });
+        });
+    }
+
+    fn find_in_run<E: Element>(&self, data: &[E], output: usize, target: E) -> usize {
+        let base = self.offset + position(&self.kept, output);
+        if !matches!(self.reduced[..], [] | [(_, 1)]) {
+            let at = |&i: &usize| same(data[base + position(&self.reduced, i)], target);
+            return (0..self.length).find(at).unwrap_or(0);
+        }
+        // Whole blocks without leaving early, which vectorises.
+        let row = &data[base..base + self.length];
+        let has = |part: &&[E]| part.iter().fold(false, |any, &x| any | same(x, target));
+        let block = simd::vectorize(|| row.chunks(256).enumerate().find(|(_, part)| has(part)));
+        block.map_or(0, |(b, part)| {
+            b * 256 + part.iter().position(|&x| same(x, target)).expect("this block has it")
+        })
+    }
+}
+
+/// Equal, or both NaN.
+#[inline(always)]
+#[allow(clippy::eq_op, reason = "NaN is what differs from itself, for integers nothing")]
+pub(crate) fn same<E: PartialOrd + Copy>(a: E, b: E) -> bool {
+    a == b || (a != a && b != b)
+}
+
+/// Dimensions without those of size 1, neighbours that follow each other without gaps merged.
+pub(crate) fn merged(dims: Dims) -> Dims {
+    let mut out = Dims::with_capacity(dims.len());
+    for (n, s) in dims {
+        match out.last_mut() {
+            _ if n == 1 => {}
+            Some(last) if last.1 == n * s => *last = (last.0 * n, s),
+            _ => out.push((n, s)),
+        }
+    }
+    out
+}
+
+/// The offset of the `index`-th element of these dimensions in row-major order.
+#[inline(always)]
+pub(crate) fn position(dims: &[(usize, usize)], mut index: usize) -> usize {
+    let Some(((_, first), rest)) = dims.split_first() else { return 0 };
+    let mut at = 0;
+    for (n, s) in rest.iter().rev() {
+        at += index % n * s;
+        index /= n;
+    }
+    at + index * first
+}
+
+/// Copies the elements from number `start` on into `buffer`.
+#[inline(always)]
+fn gather<E: Copy>(data: &[E], dims: &[(usize, usize)], mut start: usize, buffer: &mut [E]) {
+    let Some((&(n, s), outer)) = dims.split_last() else { return };
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let (run, first) = (start / n, start % n);
+        let count = (n - first).min(buffer.len() - filled);
+        let base = position(outer, run) + first * s;
+        let part = &mut buffer[filled..filled + count];
+        if s == 1 {
+            part.copy_from_slice(&data[base..base + count]);
+        } else {
+            part.iter_mut().enumerate().for_each(|(i, x)| *x = data[base + i * s]);
+        }
+        (filled, start) = (filled + count, start + count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Shape;
+
+    fn values(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + 13) % 1009) as f32 / 97.0 - 5.0).collect()
+    }
+
+    fn sums(layout: &Layout, data: &[f32], axes: &[usize]) -> (Vec<f32>, Vec<f64>) {
+        let plan = Reduction::new(layout, |d| axes.contains(&d));
+        let mut got = vec![0.0; plan.outputs];
+        plan.fold(&Sum, data, &vec![(); plan.outputs], &mut got).unwrap();
+        let mut shape = layout.shape;
+        axes.iter().for_each(|&d| shape = shape.with(d, 1));
+        let out = Layout::contiguous(shape).expand(&layout.shape, "test").unwrap();
+        let mut want = vec![0.0; plan.outputs];
+        let zeroed = axes.iter().fold(out, |l, &d| Layout { strides: l.strides.with(d, 0), ..l });
+        layout.positions().zip(zeroed.positions()).for_each(|(i, o)| want[o] += data[i] as f64);
+        (got, want)
+    }
+
+    #[test]
+    fn every_way_through_memory_gives_the_sums() {
+        let data = values(300_000);
+        let shapes: [&[usize]; 9] = [
+            &[1000, 300],
+            &[3, 70_000],
+            &[5000, 7],
+            &[70_000, 3],
+            &[2, 3, 4, 5],
+            &[40, 9, 64, 3],
+            &[1],
+            &[33, 65],
+            &[2, 2000, 70],
+        ];
+        for shape in shapes {
+            let base = Layout::contiguous(Shape::new(shape).unwrap());
+            let rank = shape.len();
+            let reversed: Vec<usize> = (0..rank).rev().collect();
+            let step = base.slice(rank - 1, shape[rank - 1] / 2, shape[rank - 1], 2).unwrap();
+            for layout in [base, base.permute(&reversed).unwrap(), step] {
+                for mask in 0..1usize << rank {
+                    let axes: Vec<usize> = (0..rank).filter(|d| mask >> d & 1 == 1).collect();
+                    let (got, want) = sums(&layout, &data, &axes);
+                    let scale: usize = axes.iter().map(|&d| layout.shape[d]).product();
+                    for (g, w) in got.iter().zip(&want) {
+                        let bound = 4.0 * f32::EPSILON as f64 * 5.0 * scale as f64 + 1e-30;
+                        assert!((*g as f64 - w).abs() <= bound, "{layout:?} over {axes:?}: {g} {w}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads() {
+        let data = values(300_000);
+        for shape in [[600, 500], [3, 100_000], [100_000, 3], [20_000, 15]] {
+            let layout = Layout::contiguous(Shape::new(&shape).unwrap());
+            for axes in [&[0][..], &[1], &[0, 1]] {
+                let of = |n| par::with_threads(n, || sums(&layout, &data, axes).0).unwrap();
+                let want = of(1);
+                for n in [2, 3, 4, 8] {
+                    assert!(
+                        of(n).iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{shape:?} {axes:?} {n}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_sum_of_ones_is_exact_and_of_tenths_nearly_so() {
+        let tenths = vec![0.1f32; 1 << 22];
+        let layout = Layout::contiguous(Shape::new(&[1 << 22]).unwrap());
+        let (got, want) = sums(&layout, &tenths, &[0]);
+        assert!((got[0] as f64 / want[0] - 1.0).abs() < 1e-6, "{} {}", got[0], want[0]);
+        let (got, _) = sums(&layout, &vec![1.0; 1 << 22], &[0]);
+        assert_eq!(got[0], (1 << 22) as f32);
+    }
+
+    #[test]
+    fn extrema_pass_nan_on_from_any_place() {
+        for n in [1, 2, 15, 16, 17, 64, 100, 2049, 70_000] {
+            for at in [0, n / 2, n - 1] {
+                let mut data = values(n);
+                data[at] = f32::NAN;
+                let plan = Reduction::new(&Layout::contiguous(Shape::new(&[n]).unwrap()), |_| true);
+                let mut out = [0.0];
+                plan.fold(&Max, &data, &[()], &mut out).unwrap();
+                assert!(out[0].is_nan(), "max, {at} of {n}");
+                plan.fold(&Min, &data, &[()], &mut out).unwrap();
+                assert!(out[0].is_nan(), "min, {at} of {n}");
+            }
+        }
+    }
+}
