@@ -7,12 +7,15 @@
 
 #![forbid(unsafe_code)]
 
+mod binary;
 pub mod cases;
 mod copy;
+mod dropout;
 mod index;
 mod join;
 pub mod loss;
 mod reduce;
+mod select;
 mod softmax;
 mod sum_to;
 mod unary;
@@ -25,12 +28,15 @@ use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
+pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use dropout::Dropout;
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 pub use reduce::*;
+pub use select::Where;
 pub use softmax::*;
 pub use sum_to::SumTo;
 pub use unary::*;
@@ -109,7 +115,10 @@ pub trait Visitor {
 
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
+    binary::visit(visitor);
     copy::visit(visitor);
+    dropout::visit(visitor);
+    select::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
     loss::visit(visitor);
