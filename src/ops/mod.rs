@@ -7,14 +7,17 @@
 
 #![forbid(unsafe_code)]
 
+mod binary;
 pub mod cases;
 mod copy;
+mod dropout;
 mod index;
 mod join;
 mod linear;
 pub mod loss;
 mod matmul;
 mod reduce;
+mod select;
 mod softmax;
 mod sum_to;
 mod tmp_stub;
@@ -28,14 +31,17 @@ use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
+pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use dropout::Dropout;
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
 pub use linear::Linear;
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 pub use matmul::MatMul;
 pub use reduce::*;
+pub use select::Where;
 pub use softmax::*;
 pub use sum_to::SumTo;
 pub use unary::*;
@@ -114,7 +120,10 @@ pub trait Visitor {
 
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
+    binary::visit(visitor);
     copy::visit(visitor);
+    dropout::visit(visitor);
+    select::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
     linear::visit(visitor);
