@@ -9,6 +9,9 @@
 
 pub mod cases;
 mod copy;
+mod extremum;
+mod moments;
+mod norm;
 mod reduce;
 mod softmax;
 
@@ -22,6 +25,9 @@ use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use extremum::*;
+pub use moments::*;
+pub use norm::*;
 pub use reduce::*;
 pub use softmax::*;
 
@@ -97,7 +103,10 @@ pub trait Visitor {
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
+    norm::visit(visitor);
     reduce::visit(visitor);
+    extremum::visit(visitor);
+    moments::visit(visitor);
     softmax::visit(visitor);
 }
 
