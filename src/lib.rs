@@ -1,11 +1,16 @@
 //! warpsmith: trains and runs neural networks.
 pub mod autograd;
 pub mod cpu;
+#[cfg(feature = "train")]
+pub mod data;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod io;
 pub mod ops;
+pub mod optim;
 pub mod param;
+pub mod random;
 pub mod shape;
 pub mod tensor;
 

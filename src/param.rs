@@ -387,13 +387,20 @@ impl StepBlock {
     pub const BETA1_POWER: usize = 2 * MAX_GROUPS + 2;
     /// Position of β₂ᵗ.
     pub const BETA2_POWER: usize = 2 * MAX_GROUPS + 3;
-    const FLOATS: usize = 2 * MAX_GROUPS + 4;
+    /// Position of the norm that clipping found last.
+    pub const NORM: usize = 2 * MAX_GROUPS + 4;
+    const FLOATS: usize = 2 * MAX_GROUPS + 5;
 
     fn new(device: Device) -> Result<StepBlock> {
         let mut floats = [0.0f64; StepBlock::FLOATS];
         floats[StepBlock::CLIP..].fill(1.0);
         let floats = Tensor::from_slice(&floats, StepBlock::FLOATS, device)?;
         Ok(StepBlock { floats, step: Tensor::zeros(1, DType::I64, device)? })
+    }
+
+    /// The shape of [`StepBlock::floats`].
+    pub(crate) fn floats_shape() -> Shape {
+        Shape::from_dims(&[StepBlock::FLOATS])
     }
 
     /// All floats: f64, 1-d; the constants name the positions.

@@ -10,26 +10,34 @@
 pub mod cases;
 mod copy;
 mod extremum;
+mod index;
+mod join;
+pub mod loss;
 mod moments;
 mod norm;
 mod reduce;
 mod softmax;
+mod sum_to;
 
 use std::fmt::Debug;
 
 use crate::cpu::pool::Block;
 use crate::device::Stream;
-use crate::tensor::node::{Backward, Function, record};
+use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
 pub use extremum::*;
+pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
+pub use join::{Cat, Pad};
+pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 pub use moments::*;
 pub use norm::*;
 pub use reduce::*;
 pub use softmax::*;
+pub use sum_to::SumTo;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -57,6 +65,9 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
 
     /// Whether the bodies honour [`Mode::Accumulate`]. If not, adding goes through a temporary.
     const ACCUMULATES: bool = false;
+
+    /// How many of the last outputs are statistics for backward (such as the maxima of a softmax): they carry no gradient.
+    const STATISTICS: usize = 0;
 
     /// What backward reads of the inputs and outputs; nothing else is kept alive. `needs[i]`: input `i` wants a gradient.
     fn saves(&self, needs: &[bool]) -> Saves {
@@ -104,10 +115,14 @@ pub trait Visitor {
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
     norm::visit(visitor);
+    index::visit(visitor);
+    join::visit(visitor);
+    loss::visit(visitor);
     reduce::visit(visitor);
     extremum::visit(visitor);
     moments::visit(visitor);
     softmax::visit(visitor);
+    sum_to::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
@@ -119,6 +134,19 @@ macro_rules! family {
     };
 }
 use family;
+
+/// Checks that all inputs have one floating-point type, for `infer`.
+pub(crate) fn same_float(op: &'static str, inputs: &[Meta]) -> Result<crate::DType> {
+    let first = inputs[0].dtype;
+    if let Some(other) = inputs.iter().find(|m| m.dtype != first) {
+        let message = format!("inputs of {first} and {}", other.dtype);
+        return Err(Error::dtype(op, message).with_help(format!("cast one with to_dtype(DType::{first:?})")));
+    }
+    if !first.is_float() {
+        return Err(Error::dtype(op, format!("needs floating-point inputs, not {first}")));
+    }
+    Ok(first)
+}
 
 /// The type-erased op on a node.
 struct Recorded<O>(O);
@@ -183,8 +211,27 @@ pub fn run<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         .map(|(b, m)| Out::new(b.as_mut(), m.shape, m.dtype, Mode::Write))
         .collect();
     body(&op, device, inputs, &mut outs, plan.scratch)?;
-    let outputs = blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
-    Ok(record(O::NAME, inputs, outputs, |needs| op.saves(needs), || Function::Op(Box::new(Recorded(op)))))
+    let outputs: Vec<Tensor> =
+        blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
+    if numerics_checked() {
+        check_finite(O::NAME, &outputs)?;
+    }
+    let save = |needs: &[bool]| op.saves(needs);
+    let mut outputs = record(O::NAME, inputs, outputs, save, || Function::Op(Box::new(Recorded(op))));
+    outputs.iter_mut().rev().take(O::STATISTICS).for_each(|t| *t = t.detach());
+    Ok(outputs)
+}
+
+/// An error that names `op` if one of its outputs holds a NaN or an infinity.
+fn check_finite(op: &'static str, outputs: &[Tensor]) -> Result<()> {
+    for output in outputs.iter().filter(|t| t.dtype().is_float()) {
+        let values = output.to_f64_vec()?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let message = format!("element {at} of a result of shape {} is {}", output.shape(), values[at]);
+            return Err(Error::new(crate::ErrorKind::Diverged, message).with_op(op));
+        }
+    }
+    Ok(())
 }
 
 /// Runs an op of one output into a fresh tensor and records it.

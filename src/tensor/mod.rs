@@ -20,7 +20,7 @@ use crate::shape::{IntoShape, Layout};
 use crate::{DType, Device, Error, Result, Shape};
 
 pub use access::{Mode, Out, View};
-pub use node::{BackwardCx, Edge, Leaf, Saves, ViewKind, grad_enabled, no_grad};
+pub use node::{BackwardCx, Edge, Leaf, Saves, ViewKind, check_numerics, grad_enabled, no_grad};
 pub use storage::{Site, Storage};
 pub(crate) use transfer::{accumulate, copy_into, fill_zero};
 

@@ -132,6 +132,7 @@ impl Drop for Node {
 }
 
 /// Which inputs and outputs an op's backward reads, as bit sets. Nothing else is kept alive for it.
+/// Only the first 32 inputs can be named; an op of any number of inputs (such as `cat`) saves none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Saves {
     inputs: u32,
@@ -175,6 +176,19 @@ impl Saves {
 
 thread_local! {
     static GRAD: Cell<bool> = const { Cell::new(true) };
+    static CHECK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets a thread's flag for the duration of `f`, also if it panics.
+fn with_flag<R>(flag: &'static std::thread::LocalKey<Cell<bool>>, value: bool, f: impl FnOnce() -> R) -> R {
+    struct Restore(&'static std::thread::LocalKey<Cell<bool>>, bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            self.0.set(self.1);
+        }
+    }
+    let _restore = Restore(flag, flag.replace(value));
+    f()
 }
 
 /// Whether ops on this thread are recorded (see [`no_grad`]).
@@ -184,14 +198,18 @@ pub fn grad_enabled() -> bool {
 
 /// Runs `f` with recording off on this thread: nothing it computes carries gradients.
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            GRAD.set(self.0);
-        }
-    }
-    let _restore = Restore(GRAD.replace(false));
-    f()
+    with_flag(&GRAD, false, f)
+}
+
+/// Runs `f` with every op on this thread checking its outputs: the first that makes a NaN or an infinity is an error of
+/// kind `Diverged` that names it. Slow; for finding out.
+pub fn check_numerics<R>(f: impl FnOnce() -> R) -> R {
+    with_flag(&CHECK, true, f)
+}
+
+/// Whether [`check_numerics`] is on.
+pub(crate) fn numerics_checked() -> bool {
+    CHECK.get()
 }
 
 /// Hangs a node on `outputs` if recording is on and any input wants a gradient; otherwise leaves them constants.
@@ -213,7 +231,7 @@ pub(crate) fn record(
     let mut keep = |slot, tensor: &Tensor| {
         saved.push((slot, Saved { tensor: tensor.detach(), version: tensor.version() }))
     };
-    for (i, tensor) in inputs.iter().enumerate().filter(|(i, _)| saves.inputs & (1 << i) != 0) {
+    for (i, tensor) in inputs.iter().enumerate().take(32).filter(|(i, _)| saves.inputs & (1 << i) != 0) {
         keep(Slot::Input(i), tensor);
     }
     for (i, tensor) in outputs.iter().enumerate().filter(|(i, _)| saves.outputs & (1 << i) != 0) {

@@ -3,54 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::pack::{self, Line};
+use crate::cpu::activation::Activation;
 use crate::cpu::simd::{MatMut, transpose, vectorize};
-use crate::dtype::{Float, Real};
-
-/// The activations that a product can apply to its result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// x
-    #[default]
-    Identity,
-    /// max(x, 0); NaN stays NaN.
-    Relu,
-    /// x · (1 + erf(x / √2)) / 2
-    Gelu,
-    /// x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2
-    GeluTanh,
-    /// x / (1 + e⁻ˣ)
-    Silu,
-    /// 1 / (1 + e⁻ˣ)
-    Sigmoid,
-    /// tanh x
-    Tanh,
-}
-
-impl Activation {
-    /// The value at `x`.
-    #[inline(always)]
-    pub fn apply<R: Real>(self, x: R) -> R {
-        let half = R::of(0.5);
-        match self {
-            Activation::Identity => x,
-            Activation::Relu => relu(x),
-            Activation::Gelu => half * x * (R::ONE + (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
-            Activation::GeluTanh => {
-                let inner = R::of(0.797_884_560_802_865_4) * (x + R::of(0.044_715) * x * x * x);
-                half * x * (R::ONE + inner.tanh())
-            }
-            Activation::Silu => x / (R::ONE + (-x).exp()),
-            Activation::Sigmoid => R::ONE / (R::ONE + (-x).exp()),
-            Activation::Tanh => x.tanh(),
-        }
-    }
-}
-
-#[inline(always)]
-fn relu<R: Real>(x: R) -> R {
-    // Not `max`, which would turn NaN into 0.
-    if x < R::ZERO { R::ZERO } else { x }
-}
+use crate::dtype::{DType, Float, Real, f16};
+use half::slice::HalfFloatSliceExt;
 
 /// What [`super::gemm`] does to the sums before it stores them; by default nothing.
 #[derive(Debug)]
@@ -106,7 +62,7 @@ impl<'a, T: Float> Epilogue<'a, T> {
                 if let Some(pre) = &mut pre {
                     pre.row(i).copy_from_slice(y);
                 }
-                activate(y, activation);
+                activation.apply_all(y);
             }
         });
     }
@@ -126,10 +82,11 @@ impl<'a, T: Float> Epilogue<'a, T> {
         let mut pre = self.pre.as_mut().map(|p| p.part(row, rows, col, cols));
         let bias = self.bias.map(|b| &b[col..col + cols]);
         let activation = self.activation;
-        for at in (0..rows).step_by(STRIP) {
-            let height = STRIP.min(rows - at);
+        let step = (STRIP / cols.max(1)).max(1).next_multiple_of(8);
+        for at in (0..rows).step_by(step) {
+            let height = step.min(rows - at);
             let (block, block_stride) = if swapped {
-                let block = pack::view::<T::Acc>(strip, STRIP * cols);
+                let block = pack::view::<T::Acc>(strip, height * cols);
                 transpose(&sums[at..], stride, (cols, height), block, cols);
                 (block, cols)
             } else {
@@ -144,7 +101,7 @@ impl<'a, T: Float> Epilogue<'a, T> {
                     if let Some(pre) = &mut pre {
                         narrow(y, pre.row(at + i));
                     }
-                    activate(y, activation);
+                    activation.apply_all(y);
                     narrow(y, c.row(at + i));
                 }
             });
@@ -152,8 +109,8 @@ impl<'a, T: Float> Epilogue<'a, T> {
     }
 }
 
-/// Rows of a transposed result that are turned back at a time.
-const STRIP: usize = 8;
+/// About how many elements of a transposed result are turned back at a time.
+const STRIP: usize = 1024;
 
 /// Puts the old values of `c` where sums will be added to them.
 pub(super) fn preload<T: Float>(sums: &mut [T::Acc], stride: usize, swapped: bool, c: &mut MatMut<'_, T>) {
@@ -172,16 +129,13 @@ fn add_bias<R: Real>(y: &mut [R], bias: Option<&[R]>) {
 }
 
 #[inline(always)]
-fn activate<R: Real>(y: &mut [R], activation: Activation) {
-    match activation {
-        Activation::Identity => {}
-        // A loop of its own, so that it is vectorised.
-        Activation::Relu => y.iter_mut().for_each(|y| *y = relu(*y)),
-        other => y.iter_mut().for_each(|y| *y = other.apply(*y)),
-    }
-}
-
-#[inline(always)]
 fn narrow<T: Float>(y: &[T::Acc], out: &mut [T]) {
+    if T::DTYPE == DType::F16
+        && let (Ok(y), Ok(out)) =
+            (bytemuck::try_cast_slice(y), bytemuck::try_cast_slice_mut::<T, f16>(&mut *out))
+    {
+        // Eight at a time where there is F16C, which no plain loop is compiled to.
+        return out.convert_from_f32_slice(y);
+    }
     out.iter_mut().zip(y).for_each(|(out, &y)| *out = T::from_acc(y));
 }

@@ -1,0 +1,34 @@
+//! Everything between a file and a batch of numbers: tables, preparation, splits and loaders.
+//!
+//! ```text
+//! file ─ Table ─ Dataset::build ┬ Preparation (fitted on the training part, saved in the model)
+//!                               └ Part × train, validation, test ─ Loader ─ Batch
+//! ```
+//! Buffers are plain row-major host memory; the training loop turns batches into tensors. Nothing here knows a tensor, and
+//! everything is a pure function of its input and a seed: the same on every machine and for every number of threads.
+#![forbid(unsafe_code)]
+
+mod dataset;
+mod digits;
+mod loader;
+mod prepare;
+mod read;
+mod scaling;
+mod schema;
+mod split;
+mod table;
+mod target;
+mod task;
+
+pub use dataset::{Dataset, DatasetOptions, Part};
+pub use digits::{DIGITS_TARGET, digits};
+pub use loader::{Batch, LastBatch, Loader, LoaderOptions, Order, Position, batch_size};
+pub use prepare::{
+    Features, Incomplete, Input, MAX_CATEGORIES, Missing, NumberOptions, Preparation, PrepareOptions,
+};
+pub use scaling::{Scale, Scaling};
+pub use schema::{Matched, Matching, Schema, TargetUse};
+pub use split::{Split, SplitOptions, split};
+pub use table::{Column, ColumnKind, Table, Texts};
+pub use target::{Target, Targets};
+pub use task::{Classes, Labels, MAX_FOUND_CLASSES, Task, resolve_task};

@@ -1,0 +1,174 @@
+//! Files: safetensors and npy, plain-file replacement, and (feature `train`) whole model folders.
+//!
+//! Everything here deals in [`HostTensor`]: bytes in host memory with an element type and a shape. Nothing here knows
+//! devices or autograd. Readers are strict on purpose: where two readers could disagree about a file, it is an error.
+//! All formats are little-endian, and so are the machines this crate runs on.
+#![forbid(unsafe_code)]
+
+mod atomic;
+#[cfg(feature = "train")]
+pub mod folder;
+mod json;
+pub mod npy;
+pub mod safetensors;
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+pub use atomic::write_atomically;
+
+use crate::dtype::Element;
+use crate::{DType, Error, ErrorKind, Result};
+
+#[cfg(target_endian = "big")]
+compile_error!("warpsmith's file formats assume a little-endian machine");
+
+/// A tensor in host memory, in C order: what files hold and what the tensor layer makes tensors of.
+///
+/// The byte length always equals the shape's product times the element size. Bytes are little-endian and need not be
+/// aligned; they are borrowed (from a file's buffer, from a tensor) or owned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor<'a> {
+    dtype: DType,
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> HostTensor<'a> {
+    /// A tensor over `bytes`. Fails (kind `Shape`) when their number does not fit `dtype` and `shape`.
+    pub fn new(
+        dtype: DType,
+        shape: impl Into<Vec<usize>>,
+        bytes: impl Into<Cow<'a, [u8]>>,
+    ) -> Result<HostTensor<'a>> {
+        let (shape, bytes) = (shape.into(), bytes.into());
+        match byte_len(dtype, &shape) {
+            Some(want) if want == bytes.len() => Ok(HostTensor { dtype, shape, bytes }),
+            Some(want) => Err(Error::shape(
+                "host_tensor",
+                format!("expected {want} bytes for {dtype} {shape:?}, found {}", bytes.len()),
+            )),
+            None => Err(Error::shape("host_tensor", format!("the size of {dtype} {shape:?} overflows"))),
+        }
+    }
+
+    /// A tensor that borrows `values`. Fails (kind `Shape`) when their number does not fit `shape`.
+    pub fn from_slice<T: Element>(shape: impl Into<Vec<usize>>, values: &'a [T]) -> Result<HostTensor<'a>> {
+        HostTensor::new(T::DTYPE, shape, bytemuck::cast_slice(values))
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The extent of each dimension; empty for a 0-d tensor.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The number of elements.
+    pub fn numel(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// The elements' bytes: C order, little-endian.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The bytes as a vector; copies only when they are borrowed.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes.into_owned()
+    }
+
+    /// The same tensor without the borrow; copies only when the bytes are borrowed.
+    pub fn into_owned(self) -> HostTensor<'static> {
+        HostTensor { dtype: self.dtype, shape: self.shape, bytes: Cow::Owned(self.bytes.into_owned()) }
+    }
+
+    /// The elements, copied. Fails (kind `DType`) when `T` is not the tensor's element type.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::dtype(
+                "host_tensor",
+                format!("expected a tensor of {}, found {}", T::DTYPE, self.dtype),
+            ));
+        }
+        // The bytes may be unaligned, so they are copied as bytes into aligned elements.
+        let mut values = vec![T::default(); self.numel()];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&self.bytes);
+        Ok(values)
+    }
+}
+
+/// Bytes of a `dtype` tensor of `shape`; `None` when the size, or any stride of it, overflows `isize`.
+///
+/// Zeros do not excuse the other extents: `[0, 2⁶³, 2⁶³]` has no elements, but its strides overflow.
+fn byte_len(dtype: DType, shape: &[usize]) -> Option<usize> {
+    let span = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d.max(1)))?;
+    isize::try_from(span).ok()?;
+    Some(if shape.contains(&0) { 0 } else { span })
+}
+
+/// Opens a regular file for reading and tells its length. A folder or a pipe is refused before it can block.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let meta = fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
+    if meta.is_dir() {
+        return Err(Error::data(path, "expected a file, found a folder"));
+    }
+    if !meta.is_file() {
+        return Err(Error::data(path, "expected a regular file, found a pipe or a device"));
+    }
+    let file = File::open(path).map_err(|e| Error::io(path, "open for reading", e))?;
+    let len = file.metadata().map_err(|e| Error::io(path, "inspect", e))?.len();
+    Ok((file, len))
+}
+
+/// Reads exactly `n` bytes of `what`. Memory that cannot be had is an error, and so is a file that ends early.
+fn read_vec(file: &Path, from: &mut dyn Read, n: usize, what: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(n).map_err(|e| {
+        Error::new(ErrorKind::OutOfMemory, format!("no memory for the {n} bytes of the {what}"))
+            .at(file, None, None::<String>)
+            .caused_by(e)
+    })?;
+    from.take(n as u64).read_to_end(&mut bytes).map_err(|e| Error::io(file, "read", e))?;
+    if bytes.len() != n {
+        return Err(Error::data(
+            file,
+            format!("truncated: expected {n} bytes of {what}, found {}", bytes.len()),
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_tensor_checks_its_length() {
+        assert!(HostTensor::new(DType::F32, [2, 3], vec![0; 24]).is_ok());
+        assert!(HostTensor::new(DType::F32, [], vec![0; 4]).is_ok());
+        assert!(HostTensor::new(DType::F32, [0, 7], vec![]).is_ok());
+        for (shape, len) in
+            [(vec![2, 3], 23), (vec![], 0), (vec![0], 1), (vec![usize::MAX, 2], 0), (vec![0, 1 << 63], 0)]
+        {
+            assert_eq!(
+                HostTensor::new(DType::F32, shape, vec![0; len]).unwrap_err().kind(),
+                ErrorKind::Shape
+            );
+        }
+    }
+
+    #[test]
+    fn elements_come_back_from_unaligned_bytes() {
+        let buffer: Vec<u8> = [&[9], bytemuck::bytes_of(&[1.5f64, -2.0])].concat();
+        let tensor = HostTensor::new(DType::F64, [2], &buffer[1..]).unwrap();
+        assert_eq!(tensor.to_vec::<f64>().unwrap(), [1.5, -2.0]);
+        assert_eq!(tensor.to_vec::<f32>().unwrap_err().kind(), ErrorKind::DType);
+    }
+}

@@ -1,0 +1,568 @@
+//! Lookup by index: embedding, gather, index_select, and the sums that are their gradients.
+//!
+//! Indices are i32 or i64 and lie in `0..size`; anything else, negative ones included, is an error that names the index,
+//! its position and the size. One kernel serves the three forward ops: it sees the index tensor under the output's shape,
+//! with stride 0 along the dimensions that one index covers, so that a whole run is copied where the index does not change.
+//! Gradients add contributions in the order of the index tensor, whatever the number of threads: no atomics, no races.
+//! Where an op fails on a bad index, the content of its output is unspecified.
+
+#![forbid(unsafe_code)]
+
+mod lookup;
+mod scatter;
+
+use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
+use crate::cpu::par;
+use crate::dtype::Float;
+use crate::shape::Layout;
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
+use crate::{DType, Error, Result, Shape, dispatch};
+
+pub(super) use lookup::{Index, float_dtype, index_dtype, out_of_range};
+use lookup::{Table, read_indices};
+use scatter::{add_rows, plan_scatter, scatter, sort_positions};
+
+super::family!(Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward);
+
+/// Elements that one task handles: large enough to pay for handing it out, small enough to share 32 k elements.
+const GRAIN: usize = 16 * 1024;
+
+/// Rows of a table: `out[.., d] = weight[ids[..], d]` for weight `[V, D]` and ids of any shape.
+/// Gradient: row v of dweight is the sum of the rows of dy whose id is v.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding;
+
+impl Op for Embedding {
+    const NAME: &'static str = "embedding";
+
+    fn saves(&self, needs: &[bool]) -> Saves {
+        if needs[0] { Saves::inputs(&[1]) } else { Saves::NONE }
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let (weight, ids) = (inputs[0], inputs[1]);
+        if weight.shape.rank() != 2 {
+            return Err(Error::shape(
+                Self::NAME,
+                format!("the weight must be [rows, width], found {}", weight.shape),
+            ));
+        }
+        index_dtype(Self::NAME, ids.dtype)?;
+        let mut dims = ids.shape.to_vec();
+        dims.push(weight.shape[1]);
+        Ok(Plan::one(weight.with_shape(Shape::new(&dims)?)))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let (weight, ids, shape) = (inputs[0], inputs[1], outputs[0].shape());
+        let last = shape.rank() - 1;
+        let mut strides = Shape::from_dims(&vec![0; shape.rank()]);
+        strides = strides.with(last, weight.layout().strides[1]);
+        let table = Table {
+            base: Layout { shape, strides, offset: weight.layout().offset },
+            step: weight.layout().strides[0],
+            size: weight.shape()[0],
+        };
+        let index = Layout { shape, strides: ids.layout().strides.inserted(last, 0), ..*ids.layout() };
+        table.take(Self::NAME, weight, ids, &index, &mut outputs[0])
+    }
+
+    fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
+        let rows = cx.input_meta(0).shape[0];
+        let Some(dy) = dys[0].as_ref().filter(|_| cx.needs(0)) else { return Ok(()) };
+        let ids = cx.input(1)?;
+        cx.run(EmbeddingBackward { rows }, &[dy, &ids], &[0])
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |&(rows, width, ids, dtype): &(usize, usize, &[usize], DType)| Case {
+            op: Embedding,
+            inputs: vec![
+                Arg::new(&[rows, width], Values::Normal(1.0)),
+                Arg::typed(ids, Values::Index(rows), dtype),
+            ],
+        };
+        Cases {
+            dtypes: &DType::ALL,
+            tolerance: Tolerance::Exact,
+            list: EMBEDDINGS.iter().map(case).collect(),
+        }
+    }
+}
+
+/// Rows, width, shape of the ids and their type.
+const EMBEDDINGS: [(usize, usize, &[usize], DType); 9] = [
+    (5, 3, &[], DType::I64),
+    (5, 3, &[7], DType::I64),
+    (1, 1, &[1], DType::I32),
+    (31, 33, &[2, 3], DType::I32),
+    (3, 257, &[5], DType::I64),
+    (300, 2, &[4], DType::I64),
+    (4, 0, &[3], DType::I64),
+    (4, 3, &[2, 0], DType::I64),
+    (2, 5, &[2, 3, 11], DType::I32),
+];
+
+/// The gradient of [`Embedding`] by its weight: dy `[.., D]` and ids `[..]` give `[rows, D]`. Rows without an id are 0.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingBackward {
+    /// Rows of the weight.
+    pub rows: usize,
+}
+
+impl EmbeddingBackward {
+    /// Buckets beat sorting, but must not cost more than the ids themselves when a few ids meet a large table.
+    fn buckets(&self, ids: usize) -> usize {
+        if self.rows <= 4 * ids { self.rows + 1 } else { 0 }
+    }
+
+    fn body<T: Float>(
+        &self,
+        dy: View<'_>,
+        ids: View<'_>,
+        out: &mut Out<'_>,
+        scratch: &mut [u8],
+    ) -> Result<()> {
+        let n = ids.numel();
+        let write = out.mode() == Mode::Write;
+        let (width, out) = (out.shape()[1], out.slice::<T>());
+        let words: &mut [usize] = bytemuck::cast_slice_mut(scratch);
+        let (rows, words) = words.split_at_mut(n);
+        let (starts, words) = words.split_at_mut(n);
+        let (order, buckets) = words.split_at_mut(n);
+        read_indices(Self::NAME, ids, self.rows, rows)?;
+        sort_positions(rows, order, buckets);
+        if out.is_empty() {
+            return Ok(());
+        }
+        let layout = dy.layout();
+        let column = layout.strides[ids.shape().rank()];
+        let lead =
+            Layout { shape: ids.shape(), strides: layout.strides.without(ids.shape().rank()), ..*layout };
+        starts.iter_mut().zip(lead.positions()).for_each(|(s, at)| *s = at);
+        let (rows, starts, order, data) = (&*rows, &*starts, &*order, dy.data::<T>());
+        let per = (GRAIN / width).max(1);
+        par::for_each_chunk_mut(out, per * width, |c, chunk| {
+            let mut k = order.partition_point(|&p| rows[p] < c * per);
+            for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
+                let first = k;
+                while k < n && rows[order[k]] == c * per + r {
+                    k += 1;
+                }
+                match &order[first..k] {
+                    [] if write => row.fill(T::default()),
+                    [] => {}
+                    of_row => add_rows(row, of_row.iter().map(|&p| starts[p]), data, column, write),
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Op for EmbeddingBackward {
+    const NAME: &'static str = "embedding_backward";
+    const ACCUMULATES: bool = true;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let (dy, ids) = (inputs[0], inputs[1]);
+        index_dtype(Self::NAME, ids.dtype)?;
+        float_dtype(Self::NAME, dy.dtype)?;
+        let rank = ids.shape.rank();
+        if dy.shape.rank() != rank + 1 || dy.shape[..rank] != ids.shape[..] {
+            return Err(Error::shape(
+                Self::NAME,
+                format!("dy {} must be the shape of the ids {} and the width", dy.shape, ids.shape),
+            ));
+        }
+        let n = ids.shape.numel();
+        Ok(Plan {
+            outputs: vec![dy.with_shape(Shape::new(&[self.rows, dy.shape[rank]])?)],
+            scratch: (3 * n + self.buckets(n)) * size_of::<usize>(),
+        })
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
+        let dtype = inputs[0].dtype();
+        dispatch!(float dtype, T => {
+            self.body::<T>(inputs[0], inputs[1], &mut outputs[0], scratch)
+        }, else float_dtype(Self::NAME, dtype))
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |&(rows, width, ids, dtype): &(usize, usize, &[usize], DType)| {
+            let mut dy = ids.to_vec();
+            dy.push(width);
+            Case {
+                op: EmbeddingBackward { rows },
+                inputs: vec![
+                    Arg::constant(&dy, Values::Normal(1.0)),
+                    Arg::typed(ids, Values::Index(rows), dtype),
+                ],
+            }
+        };
+        Cases { dtypes: &DType::FLOATS, tolerance: SUM, list: EMBEDDINGS.iter().map(case).collect() }
+    }
+}
+
+/// Adds up to a few hundred contributions one after the other.
+const SUM: Tolerance =
+    Tolerance::Sum(64.0, "one chain of additions a gradient element, as long as the repeats");
+
+/// Values picked along one dimension, an index for each: `out[i][j][k] = x[i][index[i][j][k]][k]` for the middle dimension.
+/// The index has the rank of x and at most its size in the other dimensions. Gradient: dy added where it was taken from.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather {
+    /// The dimension.
+    pub dim: usize,
+}
+
+/// The index of a gather fits a tensor of `shape`.
+fn check_gather(op: &'static str, shape: Shape, index: Meta, dim: usize) -> Result<()> {
+    index_dtype(op, index.dtype)?;
+    let fits = shape.rank() == index.shape.rank()
+        && dim < shape.rank()
+        && (0..shape.rank()).all(|d| d == dim || index.shape[d] <= shape[d]);
+    if fits {
+        return Ok(());
+    }
+    let message = format!(
+        "an index of {} along dimension {dim} must have the rank of {shape} and be no larger elsewhere",
+        index.shape
+    );
+    Err(Error::shape(op, message))
+}
+
+impl Op for Gather {
+    const NAME: &'static str = "gather";
+
+    fn saves(&self, needs: &[bool]) -> Saves {
+        if needs[0] { Saves::inputs(&[1]) } else { Saves::NONE }
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        check_gather(Self::NAME, inputs[0].shape, inputs[1], self.dim)?;
+        Ok(Plan::one(inputs[0].with_shape(inputs[1].shape)))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let table = Table::along(inputs[0], self.dim, outputs[0].shape());
+        table.take(Self::NAME, inputs[0], inputs[1], inputs[1].layout(), &mut outputs[0])
+    }
+
+    fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
+        let shape = cx.input_meta(0).shape;
+        let Some(dy) = dys[0].as_ref().filter(|_| cx.needs(0)) else { return Ok(()) };
+        let index = cx.input(1)?;
+        cx.run(GatherBackward { dim: self.dim, shape }, &[dy, &index], &[0])
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |&(dim, x, index, dtype): &(usize, &[usize], &[usize], DType)| Case {
+            op: Gather { dim },
+            inputs: vec![Arg::new(x, Values::Normal(1.0)), Arg::typed(index, Values::Index(x[dim]), dtype)],
+        };
+        Cases { dtypes: &DType::ALL, tolerance: Tolerance::Exact, list: GATHERS.iter().map(case).collect() }
+    }
+}
+
+/// Dimension, shape of x, shape of the index and its type.
+const GATHERS: [(usize, &[usize], &[usize], DType); 9] = [
+    (0, &[7], &[31], DType::I64),
+    (0, &[1], &[1], DType::I32),
+    (1, &[5, 13], &[5, 3], DType::I64),
+    (0, &[5, 13], &[8, 11], DType::I64),
+    (1, &[4, 3, 5], &[2, 6, 5], DType::I32),
+    (2, &[2, 3, 17], &[2, 2, 4], DType::I64),
+    (1, &[3, 4], &[3, 0], DType::I64),
+    (0, &[3, 0, 2], &[5, 0, 1], DType::I64),
+    (1, &[2, 1025], &[2, 64], DType::I32),
+];
+
+/// The gradient of [`Gather`]: dy, of the index's shape, added into zeros of `shape` where the index says.
+#[derive(Clone, Copy, Debug)]
+pub struct GatherBackward {
+    /// The dimension.
+    pub dim: usize,
+    /// The shape of the tensor that was gathered from.
+    pub shape: Shape,
+}
+
+impl Op for GatherBackward {
+    const NAME: &'static str = "gather_backward";
+    const ACCUMULATES: bool = true;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let (dy, index) = (inputs[0], inputs[1]);
+        check_gather(Self::NAME, self.shape, index, self.dim)?;
+        if dy.shape != index.shape {
+            let message = format!("dy {} must have the shape of the index {}", dy.shape, index.shape);
+            return Err(Error::shape(Self::NAME, message));
+        }
+        plan_scatter(Self::NAME, dy, self.shape)
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
+        let layout = *inputs[1].layout();
+        scatter(Self::NAME, self.dim, inputs[0], inputs[1], &layout, &mut outputs[0], scratch)
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |&(dim, x, index, dtype): &(usize, &[usize], &[usize], DType)| Case {
+            op: GatherBackward { dim, shape: Shape::from_dims(x) },
+            inputs: vec![
+                Arg::constant(index, Values::Normal(1.0)),
+                Arg::typed(index, Values::Index(x[dim]), dtype),
+            ],
+        };
+        Cases { dtypes: &DType::FLOATS, tolerance: SUM, list: GATHERS.iter().map(case).collect() }
+    }
+}
+
+/// Slices picked along one dimension: slice j of the result is slice `index[j]` of x. The index is 1-d.
+/// Gradient: dy added where it was taken from.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexSelect {
+    /// The dimension.
+    pub dim: usize,
+}
+
+/// The index of an index_select seen under the shape of the result.
+fn spread_index(index: View<'_>, dim: usize, shape: Shape) -> Layout {
+    let strides = Shape::from_dims(&vec![0; shape.rank()]).with(dim, index.layout().strides[0]);
+    Layout { shape, strides, ..*index.layout() }
+}
+
+fn check_select(op: &'static str, rank: usize, index: Meta, dim: usize) -> Result<()> {
+    index_dtype(op, index.dtype)?;
+    if index.shape.rank() != 1 || dim >= rank {
+        let message = format!(
+            "needs a 1-d index and a dimension below {rank}, found an index of {} for dimension {dim}",
+            index.shape
+        );
+        return Err(Error::shape(op, message));
+    }
+    Ok(())
+}
+
+impl Op for IndexSelect {
+    const NAME: &'static str = "index_select";
+
+    fn saves(&self, needs: &[bool]) -> Saves {
+        if needs[0] { Saves::inputs(&[1]) } else { Saves::NONE }
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let (x, index) = (inputs[0], inputs[1]);
+        check_select(Self::NAME, x.shape.rank(), index, self.dim)?;
+        let dims = x.shape.with(self.dim, index.shape[0]);
+        Ok(Plan::one(x.with_shape(Shape::new(&dims)?)))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let shape = outputs[0].shape();
+        let table = Table::along(inputs[0], self.dim, shape);
+        let index = spread_index(inputs[1], self.dim, shape);
+        table.take(Self::NAME, inputs[0], inputs[1], &index, &mut outputs[0])
+    }
+
+    fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
+        let size = cx.input_meta(0).shape[self.dim];
+        let Some(dy) = dys[0].as_ref().filter(|_| cx.needs(0)) else { return Ok(()) };
+        let index = cx.input(1)?;
+        cx.run(IndexSelectBackward { dim: self.dim, size }, &[dy, &index], &[0])
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |&(dim, x, n, dtype): &(usize, &[usize], usize, DType)| Case {
+            op: IndexSelect { dim },
+            inputs: vec![Arg::new(x, Values::Normal(1.0)), Arg::typed(&[n], Values::Index(x[dim]), dtype)],
+        };
+        Cases { dtypes: &DType::ALL, tolerance: Tolerance::Exact, list: SELECTS.iter().map(case).collect() }
+    }
+}
+
+/// Dimension, shape of x, length of the index and its type.
+const SELECTS: [(usize, &[usize], usize, DType); 8] = [
+    (0, &[7], 31, DType::I64),
+    (0, &[5, 13], 4, DType::I32),
+    (1, &[5, 13], 20, DType::I64),
+    (1, &[2, 3, 17], 5, DType::I64),
+    (2, &[2, 3, 4], 1, DType::I32),
+    (0, &[3, 4], 0, DType::I64),
+    (1, &[3, 4, 0], 2, DType::I64),
+    (0, &[33, 32], 2, DType::I64),
+];
+
+/// The gradient of [`IndexSelect`]: slice j of dy is added to slice `index[j]` of zeros with `size` slices.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexSelectBackward {
+    /// The dimension.
+    pub dim: usize,
+    /// The size of that dimension in the tensor that was selected from.
+    pub size: usize,
+}
+
+impl Op for IndexSelectBackward {
+    const NAME: &'static str = "index_select_backward";
+    const ACCUMULATES: bool = true;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let (dy, index) = (inputs[0], inputs[1]);
+        check_select(Self::NAME, dy.shape.rank(), index, self.dim)?;
+        if dy.shape[self.dim] != index.shape[0] {
+            let message =
+                format!("dy {} must have one slice for each of {} indices", dy.shape, index.shape[0]);
+            return Err(Error::shape(Self::NAME, message));
+        }
+        plan_scatter(Self::NAME, dy, Shape::new(&dy.shape.with(self.dim, self.size))?)
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
+        let index = spread_index(inputs[1], self.dim, inputs[0].shape());
+        scatter(Self::NAME, self.dim, inputs[0], inputs[1], &index, &mut outputs[0], scratch)
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |&(dim, x, n, dtype): &(usize, &[usize], usize, DType)| Case {
+            op: IndexSelectBackward { dim, size: x[dim] },
+            inputs: vec![
+                Arg::constant(&Shape::from_dims(x).with(dim, n), Values::Normal(1.0)),
+                Arg::typed(&[n], Values::Index(x[dim]), dtype),
+            ],
+        };
+        Cases { dtypes: &DType::FLOATS, tolerance: SUM, list: SELECTS.iter().map(case).collect() }
+    }
+}
+
+impl Tensor {
+    /// The rows of this table `[V, D]` that `ids` (i32 or i64, any shape) name: `ids.shape + [D]`. Errors, naming index
+    /// and position, if an id is negative or not below V.
+    #[track_caller]
+    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        run1(Embedding, &[self, ids])
+    }
+
+    /// Values picked along `dim`, an index for each (see [`Gather`]); the result has the index's shape. Errors if an index
+    /// is negative or not below the size of `dim`.
+    #[track_caller]
+    pub fn gather(&self, dim: isize, index: &Tensor) -> Result<Tensor> {
+        let dim = self.shape().dim(Gather::NAME, dim)?;
+        run1(Gather { dim }, &[self, index])
+    }
+
+    /// The slices along `dim` that the 1-d `index` names, in its order. Errors if an index is negative or not below the
+    /// size of `dim`.
+    #[track_caller]
+    pub fn index_select(&self, dim: isize, index: &Tensor) -> Result<Tensor> {
+        let dim = self.shape().dim(IndexSelect::NAME, dim)?;
+        run1(IndexSelect { dim }, &[self, index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::{GradCheck, backward_from, gradcheck};
+    use crate::dtype::Element;
+    use crate::{Device, ErrorKind};
+
+    fn ids<T: Element>(data: &[T], shape: &[usize]) -> Tensor {
+        Tensor::from_slice(data, shape, Device::cpu()).unwrap()
+    }
+
+    fn values(shape: &[usize]) -> Tensor {
+        let n: usize = shape.iter().product();
+        let data: Vec<f64> = (0..n).map(|i| ((i * 37) % 101) as f64 / 10.0 - 5.0).collect();
+        Tensor::from_slice(&data, shape, Device::cpu()).unwrap()
+    }
+
+    #[test]
+    fn bad_indices_are_named_with_their_position() {
+        let x = values(&[4, 3]);
+        let message = |e: Result<Tensor>| {
+            let e = e.unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Argument);
+            e.message().to_owned()
+        };
+        let found = message(x.embedding(&ids(&[0i64, 1, 2, 3, 4, 9], &[2, 3])));
+        assert_eq!(found, "index 4 at position [1, 1] is out of range for size 4");
+        let found = message(x.index_select(1, &ids(&[0i32, -1], &[2])));
+        assert_eq!(found, "index -1 at position [1] is out of range for size 3");
+        let found = message(x.gather(0, &ids(&[0i64, 1, i64::MIN], &[1, 3])));
+        assert_eq!(found, format!("index {} at position [0, 2] is out of range for size 4", i64::MIN));
+        let bad = ids(&[7i64], &[1]);
+        message(run1(EmbeddingBackward { rows: 4 }, &[&values(&[1, 3]), &bad]));
+        message(run1(IndexSelectBackward { dim: 0, size: 4 }, &[&values(&[1, 3]), &bad]));
+        message(run1(IndexSelectBackward { dim: 1, size: 0 }, &[&values(&[3, 1]), &bad]));
+        let op = GatherBackward { dim: 1, shape: Shape::from_dims(&[1, 4]) };
+        message(run1(op, &[&values(&[1, 1]), &bad.reshape([1, 1]).unwrap()]));
+        let e = x.embedding(&x).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::DType);
+        assert!(values(&[0, 3]).embedding(&ids::<i64>(&[], &[0])).is_ok());
+        message(values(&[0, 3]).embedding(&ids(&[0i64], &[1])));
+    }
+
+    #[test]
+    fn gradients_of_strided_and_expanded_arguments_agree_with_differences() {
+        let check = |f: &dyn Fn(&Tensor) -> Result<Tensor>, x: Tensor| {
+            gradcheck(|x| Ok(vec![f(&x[0])?]), &[x], GradCheck::default()).unwrap();
+        };
+        let index = ids(&[0i64, 2, 2, 1, 0, 2], &[2, 3]);
+        let turned = index.t().unwrap();
+        let wide = ids(&[1i32, 2], &[2, 1]).expand([2, 4]).unwrap();
+        check(&|x| x.t()?.embedding(&turned), values(&[2, 3]));
+        check(&|x| x.embedding(&index)?.permute(&[2, 0, 1])?.contiguous(), values(&[3, 2]));
+        check(&|x| x.slice(0, 1, 6, 2)?.gather(1, &index), values(&[6, 3]));
+        check(&|x| x.gather(0, &turned), values(&[3, 2]));
+        check(&|x| x.gather(0, &wide), values(&[3, 4]));
+        check(&|x| x.t()?.index_select(0, &index.select(0, 1)?), values(&[2, 3]));
+        check(&|x| x.index_select(-1, &index.select(0, 0)?)?.t()?.contiguous(), values(&[2, 3]));
+    }
+
+    #[test]
+    fn repeated_rows_add_in_order_for_any_number_of_threads_and_either_sorting() {
+        // 1000 ids into 3000 rows sort, into 500 they go to buckets; both must equal a plain loop bit for bit.
+        for rows in [500usize, 3000] {
+            let (n, width) = (1000, 70);
+            let list: Vec<i64> = (0..n).map(|i| (i * i * 7919 % rows.min(333)) as i64).collect();
+            let dy: Vec<f32> = (0..n * width).map(|i| ((i * 7_919) % 10_007) as f32 / 1e3 - 5.0).collect();
+            let mut want = vec![1f32; rows * width];
+            for (i, &id) in list.iter().enumerate() {
+                (0..width).for_each(|j| want[id as usize * width + j] += dy[i * width + j]);
+            }
+            let (list, dy) = (ids(&list, &[n]), ids(&dy, &[n, width]));
+            for threads in [1, 2, 8] {
+                let ops: [&(dyn Fn(&Tensor) -> Result<()> + Sync); 2] = [
+                    &|g| {
+                        super::super::run_into(
+                            EmbeddingBackward { rows },
+                            &[&dy, &list],
+                            &[(g, Mode::Accumulate)],
+                        )
+                    },
+                    &|g| {
+                        let op = IndexSelectBackward { dim: 0, size: rows };
+                        super::super::run_into(op, &[&dy, &list], &[(g, Mode::Accumulate)])
+                    },
+                ];
+                for op in ops {
+                    let grad = Tensor::ones([rows, width], DType::F32, Device::cpu()).unwrap();
+                    par::with_threads(threads, || op(&grad)).unwrap().unwrap();
+                    assert_eq!(grad.to_vec::<f32>().unwrap(), want);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_nobody_asked_for_get_zero_gradient() {
+        let weight = Tensor::ones([40, 3], DType::F16, Device::cpu()).unwrap().as_leaf().unwrap();
+        let out = weight.embedding(&ids(&[7i64, 7], &[2])).unwrap();
+        let seed = Tensor::ones([2, 3], DType::F16, Device::cpu()).unwrap();
+        let grads = backward_from(&out, &seed).unwrap();
+        let got = grads.get(&weight).unwrap().to_f64_vec().unwrap();
+        let want: Vec<f64> = (0..120).map(|i| if i / 3 == 7 { 2.0 } else { 0.0 }).collect();
+        assert_eq!(got, want);
+    }
+}

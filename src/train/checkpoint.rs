@@ -1,0 +1,214 @@
+//! A model folder: what it holds, how it is written whole, how it is read strictly.
+//!
+//! `model.safetensors` has the weights of the kept epoch under PyTorch's names, `model.toml` all else that prediction
+//! needs, `state/` what resuming needs: the last epoch's weights and moments, and the place in the data.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Metrics;
+use super::model::{Architecture, Model, from_host, to_host};
+use super::spec::TrainConfig;
+use crate::data::{Position, Preparation};
+use crate::io::HostTensor;
+use crate::io::folder::{self, Folder};
+use crate::io::safetensors::{self, SafeTensors};
+use crate::optim::PlateauState;
+use crate::{Arena, Device, Error, Result, Tensor};
+
+/// The version of the folder's format that this crate writes, and the newest it reads.
+pub const FORMAT: u32 = 1;
+
+const WEIGHTS: &str = "model.safetensors";
+const LAST_WEIGHTS: &str = "state/model.safetensors";
+const OPTIMIZER: &str = "state/optimizer.safetensors";
+const PROGRESS: &str = "state/progress.toml";
+
+/// What `model.toml` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFile {
+    /// The format's version: [`FORMAT`].
+    pub format: u32,
+    /// The version of the crate that wrote it.
+    pub warpsmith: String,
+    /// Figures of the kept weights: on the test part once training is over, on the validation part before.
+    pub metrics: Metrics,
+    /// The network.
+    pub architecture: Architecture,
+    /// How it was trained.
+    pub training: TrainConfig,
+    /// Where the data came from and how it was divided; free-form for the program that trains.
+    pub source: toml::Table,
+    /// How rows become numbers.
+    pub preparation: Preparation,
+}
+
+/// How far training has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Finished optimiser steps.
+    pub steps: u64,
+    /// The place in the training part.
+    pub epoch: u64,
+    /// Finished batches of the epoch.
+    pub batch: usize,
+    /// Loss summed over the rows of the epoch so far.
+    pub loss_sum: f64,
+    /// Rows of the epoch so far.
+    pub loss_rows: u64,
+    /// Mean loss over the last finished epoch.
+    pub train_loss: Option<f64>,
+    /// Validation loss after the last finished epoch.
+    pub val_loss: Option<f64>,
+    /// The best validation loss so far.
+    pub best_loss: Option<f64>,
+    /// The epoch (from 1) whose weights are kept; 0 before the first.
+    pub best_epoch: u64,
+    /// Whether training came to its end (rather than being interrupted): patience or the last epoch.
+    pub stopped_early: bool,
+    /// The step block's floats: learning rates, powers of the betas.
+    pub step_floats: Vec<f64>,
+    /// The plateau rule's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plateau: Option<PlateauState>,
+    /// A checksum of the prepared training data, against resuming on other data.
+    pub data_checksum: u32,
+}
+
+impl Progress {
+    /// The place in the training part.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.epoch, batch: self.batch }
+    }
+}
+
+/// Everything that is saved.
+pub struct Checkpoint<'a> {
+    /// For `model.toml`.
+    pub file: &'a ModelFile,
+    /// The kept epoch's weights.
+    pub kept: &'a [(String, HostTensor<'static>)],
+    /// The weights now.
+    pub model: &'a Model,
+    /// How far training has come.
+    pub progress: &'a Progress,
+    /// Lines for `metrics.jsonl`.
+    pub log: &'a str,
+}
+
+/// Per-parameter slices of the arena's flat buffers, as `BUFFER.PARAMETER`.
+fn buffer_slices(arena: &Arena) -> Result<Vec<(String, Tensor)>> {
+    let mut slices = Vec::new();
+    for (buffer, flat) in arena.buffers()? {
+        for param in arena.params()? {
+            let slice = flat.narrow(0, param.offset(), param.shape().numel())?.reshape(param.shape())?;
+            slices.push((format!("{buffer}.{}", param.name()), slice));
+        }
+    }
+    Ok(slices)
+}
+
+/// Writes `checkpoint` as folder `dir`, replacing an older model there in one step.
+pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
+    let text = |what: &str, result: Result<String, toml::ser::Error>| {
+        result.map_err(|e| Error::internal(format!("{what} cannot be written")).caused_by(e))
+    };
+    let file = text("model.toml", toml::to_string(checkpoint.file))?;
+    let progress = text("progress.toml", toml::to_string(checkpoint.progress))?;
+    let last = checkpoint.model.state()?;
+    let moments = buffer_slices(checkpoint.model.arena())?
+        .into_iter()
+        .map(|(name, t)| Ok((name, to_host(&t)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = [("format", "pt")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    folder::save(dir, |staging| {
+        staging.bytes(folder::MODEL, file.as_bytes())?;
+        for (name, tensors) in [(WEIGHTS, checkpoint.kept), (LAST_WEIGHTS, &last), (OPTIMIZER, &moments)] {
+            staging.file(name, |out| safetensors::write_to(out, tensors, &metadata))?;
+        }
+        staging.bytes(PROGRESS, progress.as_bytes())?;
+        staging.bytes("metrics.jsonl", checkpoint.log.as_bytes())
+    })
+}
+
+/// Reads TOML of `dir`'s file `name`.
+fn read_toml<T: for<'de> Deserialize<'de>>(folder: &Folder, name: &str) -> Result<T> {
+    let path = folder.path().join(name);
+    let bytes = folder.read(name)?;
+    let text = std::str::from_utf8(&bytes).map_err(|e| Error::data(&path, "not UTF-8").caused_by(e))?;
+    toml::from_str(text).map_err(|e| Error::data(&path, e.message().to_owned()))
+}
+
+/// Opens `dir` and reads `model.toml`. Errors (kind `Data`) for what is no model folder, is damaged, or is newer.
+pub fn open(dir: &Path) -> Result<(Folder, ModelFile)> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let folder = Folder::open(dir)?;
+    let version: Version = read_toml(&folder, folder::MODEL)?;
+    if version.format > FORMAT {
+        let message = format!("the model has format {}, this version of warpsmith reads up to {FORMAT}", version.format);
+        return Err(Error::data(folder.path().join(folder::MODEL), message).with_help("use a newer warpsmith"));
+    }
+    let file: ModelFile = read_toml(&folder, folder::MODEL)?;
+    file.architecture.mlp.check().map_err(|e| Error::data(folder.path().join(folder::MODEL), e.message()))?;
+    if file.architecture.inputs != file.preparation.width() {
+        let message = format!(
+            "the network has {} inputs but the preparation makes {}",
+            file.architecture.inputs,
+            file.preparation.width()
+        );
+        return Err(Error::data(folder.path().join(folder::MODEL), message));
+    }
+    Ok((folder, file))
+}
+
+fn load_into(model: &Model, tensors: &SafeTensors, path: &Path) -> Result<()> {
+    let named = tensors.names().map(|n| Ok((n, tensors.get(n)?))).collect::<Result<Vec<_>>>()?;
+    model.load_state(named).map_err(|e| Error::data(path, e.message()))
+}
+
+/// The kept model of a folder.
+pub fn load_model(folder: &Folder, file: &ModelFile, device: Device) -> Result<Model> {
+    let tensors = folder.safetensors(WEIGHTS)?;
+    let model = Model::new(file.architecture.clone(), 0, device)?;
+    load_into(&model, &tensors, &folder.path().join(WEIGHTS))?;
+    Ok(model)
+}
+
+/// The state that training goes on from: the progress, and the kept weights by name. Overwrites `model`'s weights and the
+/// arena's buffers, which the optimiser must have made.
+pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(String, HostTensor<'static>)>)> {
+    let progress: Progress = read_toml(folder, PROGRESS)?;
+    load_into(model, &folder.safetensors(LAST_WEIGHTS)?, &folder.path().join(LAST_WEIGHTS))?;
+    let path = folder.path().join(OPTIMIZER);
+    let moments = folder.safetensors(OPTIMIZER)?;
+    let slices = buffer_slices(model.arena())?;
+    if moments.names().len() != slices.len() {
+        let message = format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
+        return Err(Error::data(path, message));
+    }
+    for (name, slice) in slices {
+        let tensor = moments.get(&name).map_err(|e| Error::data(&path, e.message()))?;
+        if tensor.shape() != slice.dims() || tensor.dtype() != slice.dtype() {
+            return Err(Error::data(&path, format!("{name:?} has the wrong shape or type")));
+        }
+        slice.copy_(&from_host(&tensor, slice.device())?)?;
+    }
+    let block = model.arena().step_block();
+    if progress.step_floats.len() != block.floats().numel() {
+        return Err(Error::data(folder.path().join(PROGRESS), "step_floats has the wrong length"));
+    }
+    block.floats().copy_(&Tensor::from_slice(&progress.step_floats, block.floats().shape(), block.floats().device())?)?;
+    block.set_steps(progress.steps)?;
+    let kept = folder.safetensors(WEIGHTS)?;
+    let kept = kept.names().map(|n| Ok((n.to_owned(), kept.get(n)?.into_owned()))).collect::<Result<_>>()?;
+    Ok((progress, kept))
+}
+

@@ -1,0 +1,33 @@
+//! Training, saving, resuming and using a model on a data set, without a command line.
+//!
+//! ```no_run
+//! use std::{path::Path, sync::atomic::AtomicBool};
+//! use warpsmith::data::{Dataset, DatasetOptions, digits};
+//! use warpsmith::train::{Mlp, Predictor, Silent, TrainConfig, Trainer};
+//! # fn main() -> warpsmith::Result<()> {
+//! let data = Dataset::build(&digits()?, None, &DatasetOptions::default())?;
+//! let (mlp, config) = (Mlp::default(), TrainConfig::default());
+//! let dir = Path::new("runs/digits");
+//! let device = warpsmith::Device::cpu();
+//! let mut trainer = Trainer::new(data, mlp, config, Default::default(), device, dir)?;
+//! let report = trainer.run(&mut Silent, &AtomicBool::new(false))?;
+//! println!("test accuracy {:.3}", report.metrics["accuracy"]);
+//! let predictions = Predictor::open(dir, device)?.predict(&digits()?)?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod metrics;
+mod model;
+mod predictor;
+mod spec;
+mod trainer;
+
+pub use metrics::Metrics;
+pub use model::{Answers, Architecture, Model};
+pub use predictor::{Predictions, Predictor};
+pub use spec::{Hidden, Mlp, OptimizerKind, ScheduleSpec, TrainConfig};
+pub use trainer::{EpochReport, Observer, Report, Silent, Trainer};

@@ -1,0 +1,273 @@
+//! A network for a task: built from its description, with PyTorch's parameter names, and its loss and answers.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::{self, Metrics};
+use super::spec::Mlp;
+use crate::data::{Target, Targets, Task};
+use crate::io::HostTensor;
+use crate::nn::{Activation, Cx, Linear, Module, Scope};
+use crate::ops::{CrossEntropy, Reduction};
+use crate::tensor::no_grad;
+use crate::{Arena, DType, Device, Error, ErrorKind, Result, Shape, Tensor};
+
+/// All that is needed to build a network again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// What is learnt: decides the loss and what an answer is.
+    #[serde(with = "task_name")]
+    pub task: Task,
+    /// Numbers a row.
+    pub inputs: usize,
+    /// Numbers an answer: one logit a class, one logit for two classes, one value.
+    pub outputs: usize,
+    /// What is between.
+    pub mlp: Mlp,
+}
+
+mod task_name {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::data::Task;
+
+    pub fn serialize<S: Serializer>(task: &Task, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(task.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Task, D::Error> {
+        String::deserialize(d)?.parse().map_err(|e: crate::Error| serde::de::Error::custom(e.message()))
+    }
+}
+
+impl Architecture {
+    /// The network for `task` on `inputs` numbers a row, with `classes` classes (0 for regression).
+    pub fn new(task: Task, inputs: usize, classes: usize, mlp: Mlp) -> Architecture {
+        let outputs = if task == Task::Multiclass { classes } else { 1 };
+        Architecture { task, inputs, outputs, mlp }
+    }
+}
+
+/// A network with its parameters.
+pub struct Model {
+    architecture: Architecture,
+    arena: Arena,
+    layers: Vec<Linear>,
+}
+
+/// A network's answers to some rows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answers {
+    /// Probabilities, row-major `[rows, classes]`.
+    Classes {
+        /// The probabilities.
+        probabilities: Vec<f32>,
+        /// The number of classes.
+        classes: usize,
+    },
+    /// Scaled values, one a row.
+    Values(Vec<f32>),
+}
+
+impl Answers {
+    /// The most probable class of each row; the lower of two that tie. Two classes: class 1 from one half on.
+    pub fn classes(&self) -> Vec<i64> {
+        match self {
+            Answers::Values(_) => Vec::new(),
+            Answers::Classes { probabilities, classes: 2 } => {
+                probabilities.chunks_exact(2).map(|row| (row[1] >= 0.5) as i64).collect()
+            }
+            Answers::Classes { probabilities, classes } => {
+                let best = |row: &[f32]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]));
+                probabilities.chunks_exact(*classes).map(|row| best(row).unwrap_or(0) as i64).collect()
+            }
+        }
+    }
+}
+
+impl Model {
+    /// A new network, its initial values drawn from `seed`.
+    pub fn new(architecture: Architecture, seed: u64, device: Device) -> Result<Model> {
+        architecture.mlp.check()?;
+        let arena = Arena::new(DType::F32, device)?;
+        let scope = Scope::new(&arena, seed);
+        // Positions of the layers in torch.nn.Sequential(Linear, ReLU, [Dropout,] Linear, …).
+        let stride = if architecture.mlp.dropout > 0.0 { 3 } else { 2 };
+        let hidden = &architecture.mlp.hidden;
+        let widths: Vec<usize> =
+            [architecture.inputs].iter().chain(hidden).chain(&[architecture.outputs]).copied().collect();
+        let layer = |(i, pair): (usize, &[usize])| {
+            let layer = Linear::new(&scope.enter(i * stride), pair[0], pair[1])?;
+            let last = i == hidden.len();
+            Ok(layer.with_activation(if last { Activation::Identity } else { architecture.mlp.activation.into() }))
+        };
+        let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
+        Ok(Model { architecture, arena, layers })
+    }
+
+    /// What it was built from.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// Its parameters.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The answers before the last nonlinearity, `[rows, outputs]`, to `x` `[rows, inputs]`: logits or scaled values.
+    pub fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
+        let (last, hidden) = self.layers.split_last().ok_or_else(|| Error::internal("a network without layers"))?;
+        let mut x = x.clone();
+        for layer in hidden {
+            x = layer.forward(cx, &x)?;
+            x = cx.dropout(&x, self.architecture.mlp.dropout)?;
+        }
+        last.forward(cx, &x)
+    }
+
+    /// The mean loss of `outputs` `[rows, outputs]`, a 0-d tensor: cross-entropy, two-class cross-entropy on logits, or
+    /// mean squared error of the scaled values.
+    pub fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        match self.architecture.task {
+            Task::Multiclass => outputs.cross_entropy(targets, None, CrossEntropy::default()),
+            Task::Binary => outputs.reshape(targets.shape())?.bce_with_logits(targets, None, None, Reduction::Mean),
+            Task::Regression => outputs.reshape(targets.shape())?.mse_loss(targets, Reduction::Mean),
+        }
+    }
+
+    /// Targets as the tensor that [`Model::loss`] takes.
+    pub fn targets(&self, targets: &Targets) -> Result<Tensor> {
+        let device = self.arena.device();
+        match (self.architecture.task, targets) {
+            (Task::Multiclass, Targets::Classes(classes)) => Tensor::from_slice(classes, classes.len(), device),
+            (Task::Binary, Targets::Classes(classes)) => {
+                let classes: Vec<f32> = classes.iter().map(|&c| c as f32).collect();
+                Tensor::from_slice(&classes, classes.len(), device)
+            }
+            (Task::Regression, Targets::Values(values)) => Tensor::from_slice(values, values.len(), device),
+            (task, _) => Err(Error::internal(format!("targets that do not fit the task {task}"))),
+        }
+    }
+
+    /// The outputs of [`Model::forward`] as answers: probabilities or scaled values.
+    pub fn answers(&self, outputs: &Tensor) -> Result<Answers> {
+        match self.architecture.task {
+            Task::Multiclass => {
+                let probabilities = outputs.softmax(-1)?.to_vec()?;
+                Ok(Answers::Classes { probabilities, classes: self.architecture.outputs })
+            }
+            Task::Binary => {
+                let positive: Vec<f32> = outputs.sigmoid()?.to_vec()?;
+                let probabilities = positive.into_iter().flat_map(|p| [1.0 - p, p]).collect();
+                Ok(Answers::Classes { probabilities, classes: 2 })
+            }
+            Task::Regression => Ok(Answers::Values(outputs.to_vec()?)),
+        }
+    }
+
+    /// Answers to `features` (row-major `[rows, inputs]`) in evaluation mode, and the mean loss if targets are given.
+    pub fn evaluate(&self, features: &[f32], targets: Option<&Targets>) -> Result<(Answers, f64)> {
+        /// Rows at a time: enough for fast products, few enough for the cache.
+        const ROWS: usize = 1024;
+        let width = self.architecture.inputs;
+        let rows = features.len() / width.max(1);
+        let classes = if self.architecture.task == Task::Binary { 2 } else { self.architecture.outputs };
+        let mut all = match self.architecture.task {
+            Task::Regression => Answers::Values(Vec::with_capacity(rows)),
+            _ => Answers::Classes { probabilities: Vec::with_capacity(rows * classes), classes },
+        };
+        let mut loss = 0.0;
+        no_grad(|| -> Result<()> {
+            for start in (0..rows).step_by(ROWS) {
+                let count = ROWS.min(rows - start);
+                let part = &features[start * width..(start + count) * width];
+                let x = Tensor::from_slice(part, [count, width], self.arena.device())?;
+                let outputs = self.forward(&mut Cx::eval(), &x)?;
+                if let Some(targets) = targets {
+                    let targets = self.targets(&slice(targets, start, count))?;
+                    loss += self.loss(&outputs, &targets)?.item()? * count as f64;
+                }
+                match (&mut all, self.answers(&outputs)?) {
+                    (Answers::Values(all), Answers::Values(part)) => all.extend(part),
+                    (Answers::Classes { probabilities, .. }, Answers::Classes { probabilities: part, .. }) => {
+                        probabilities.extend(part);
+                    }
+                    _ => return Err(Error::internal("answers of two kinds")),
+                }
+            }
+            Ok(())
+        })?;
+        Ok((all, loss / rows as f64))
+    }
+
+    /// The figures of `answers`, those of a regression in the target's own units.
+    pub fn metrics(&self, answers: &Answers, targets: &Targets, target: &Target) -> Metrics {
+        match (answers, targets) {
+            (Answers::Classes { probabilities, classes: 2 }, Targets::Classes(truth))
+                if self.architecture.task == Task::Binary =>
+            {
+                let scores: Vec<f64> = probabilities.chunks_exact(2).map(|row| row[1] as f64).collect();
+                metrics::binary(&scores, truth)
+            }
+            (Answers::Classes { .. }, Targets::Classes(truth)) => {
+                Metrics::from([("accuracy".to_owned(), metrics::accuracy(&answers.classes(), truth))])
+            }
+            (Answers::Values(predicted), Targets::Values(truth)) => {
+                let back = |values: &[f32]| values.iter().map(|&v| target.invert(v)).collect::<Vec<f64>>();
+                metrics::regression(&back(predicted), &back(truth))
+            }
+            _ => Metrics::new(),
+        }
+    }
+
+    /// All parameters by name, copied to host memory.
+    pub fn state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
+        let read = |param: crate::Param| Ok((param.name(), to_host(&param.get()?)?));
+        self.arena.params()?.into_iter().map(read).collect()
+    }
+
+    /// Overwrites all parameters. Errors (kind `Data`) unless there is exactly one tensor of the right shape for each.
+    pub fn load_state<'a>(&self, mut tensors: Vec<(&str, HostTensor<'a>)>) -> Result<()> {
+        for param in self.arena.params()? {
+            let name = param.name();
+            let Some(at) = tensors.iter().position(|(n, _)| *n == name) else {
+                return Err(Error::new(ErrorKind::Data, format!("the weights lack {name:?}")));
+            };
+            let (_, tensor) = tensors.swap_remove(at);
+            if tensor.shape() != param.shape().dims() {
+                let message = format!("{name:?} has shape {:?}, the model needs {}", tensor.shape(), param.shape());
+                return Err(Error::new(ErrorKind::Data, message));
+            }
+            param.set(&from_host(&tensor, self.arena.device())?)?;
+        }
+        match tensors.first() {
+            Some((name, _)) => Err(Error::new(ErrorKind::Data, format!("the model has no parameter {name:?}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn slice(targets: &Targets, start: usize, count: usize) -> Targets {
+    match targets {
+        Targets::Classes(t) => Targets::Classes(t[start..start + count].to_vec()),
+        Targets::Values(t) => Targets::Values(t[start..start + count].to_vec()),
+    }
+}
+
+/// A copy in host memory.
+pub(super) fn to_host(tensor: &Tensor) -> Result<HostTensor<'static>> {
+    let shape = tensor.dims().to_vec();
+    crate::dispatch!(tensor.dtype(), T => {
+        let values = tensor.to_vec::<T>()?;
+        HostTensor::new(tensor.dtype(), shape, bytemuck::cast_slice::<T, u8>(&values).to_vec())
+    })
+}
+
+/// A copy on `device`.
+pub(super) fn from_host(tensor: &HostTensor<'_>, device: Device) -> Result<Tensor> {
+    let shape = Shape::new(tensor.shape())?;
+    crate::dispatch!(tensor.dtype(), T => Tensor::from_slice(&tensor.to_vec::<T>()?, shape, device))
+}

@@ -1,0 +1,371 @@
+//! What is to be trained and how: plain settings, serialisable, with their defaults and their text forms.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::nn::Activation;
+use crate::optim::{Anneal, Plateau, Schedule};
+use crate::{Error, Result};
+
+/// A multi-layer perceptron between a model's inputs and its outputs.
+///
+/// Its text form is `mlp:` and the widths of the hidden layers, as in `mlp:256,128`; `mlp:` alone is a linear model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mlp {
+    /// Widths of the hidden layers.
+    pub hidden: Vec<usize>,
+    /// The activation behind each hidden layer.
+    #[serde(default = "Hidden::relu")]
+    pub activation: Hidden,
+    /// Dropout behind each hidden layer.
+    #[serde(default)]
+    pub dropout: f64,
+}
+
+impl Mlp {
+    /// Errors if a width is 0 or dropout is no probability below 1.
+    pub fn check(&self) -> Result<()> {
+        if self.hidden.contains(&0) {
+            return Err(Error::argument(format!("{self}: a layer of width 0 passes nothing on")));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::argument(format!("dropout {} is not in [0, 1)", self.dropout)));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Mlp {
+    fn default() -> Mlp {
+        Mlp { hidden: vec![256, 128], activation: Hidden::Relu, dropout: 0.0 }
+    }
+}
+
+impl fmt::Display for Mlp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let widths: Vec<String> = self.hidden.iter().map(usize::to_string).collect();
+        write!(f, "mlp:{}", widths.join(","))
+    }
+}
+
+impl FromStr for Mlp {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Mlp> {
+        let expected = || Error::argument(format!("model {text:?}: expected mlp:WIDTH,WIDTH,… such as mlp:256,128"));
+        let widths = text.strip_prefix("mlp:").ok_or_else(expected)?;
+        let hidden = match widths {
+            "" => Vec::new(),
+            _ => widths.split(',').map(|w| w.trim().parse().map_err(|_| expected())).collect::<Result<_>>()?,
+        };
+        let mlp = Mlp { hidden, ..Mlp::default() };
+        mlp.check()?;
+        Ok(mlp)
+    }
+}
+
+/// The activations of hidden layers, by the names that the command line and model files use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum Hidden {
+    /// max(x, 0)
+    #[default]
+    Relu,
+    /// The exact (error function) form.
+    Gelu,
+    /// x · sigmoid(x)
+    Silu,
+    /// tanh x
+    Tanh,
+    /// 1 / (1 + e⁻ˣ)
+    Sigmoid,
+}
+
+impl Hidden {
+    fn relu() -> Hidden {
+        Hidden::Relu
+    }
+}
+
+impl From<Hidden> for Activation {
+    fn from(hidden: Hidden) -> Activation {
+        match hidden {
+            Hidden::Relu => Activation::Relu,
+            Hidden::Gelu => Activation::Gelu,
+            Hidden::Silu => Activation::Silu,
+            Hidden::Tanh => Activation::Tanh,
+            Hidden::Sigmoid => Activation::Sigmoid,
+        }
+    }
+}
+
+/// The optimisers, by the names that the command line and model files use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam; weight decay is an L2 penalty.
+    #[default]
+    Adam,
+    /// Adam with decoupled weight decay.
+    AdamW,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// RMSprop.
+    RmsProp,
+}
+
+impl OptimizerKind {
+    /// The learning rate where none is given.
+    pub fn default_lr(self) -> f64 {
+        match self {
+            OptimizerKind::Adam | OptimizerKind::AdamW | OptimizerKind::RmsProp => 1e-3,
+            OptimizerKind::Sgd => 1e-2,
+        }
+    }
+
+    /// The weight decay where none is given: PyTorch's.
+    pub fn default_weight_decay(self) -> f64 {
+        if self == OptimizerKind::AdamW { 0.01 } else { 0.0 }
+    }
+
+    /// The momentum where none is given.
+    pub fn default_momentum(self) -> f64 {
+        if self == OptimizerKind::Sgd { 0.9 } else { 0.0 }
+    }
+}
+
+/// A learning-rate schedule over epochs.
+///
+/// Text forms: `constant`, `linear[:END_FACTOR]`, `cosine[:MIN_LR]`, `step:EPOCHS[,GAMMA]`, `exponential[:GAMMA]`,
+/// `one-cycle`, `plateau[:FACTOR[,PATIENCE]]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum ScheduleSpec {
+    /// The base rate throughout.
+    #[default]
+    Constant,
+    /// Down a straight line to this share of the base rate at the horizon.
+    Linear(f64),
+    /// Down half a cosine to this rate at the horizon.
+    Cosine(f64),
+    /// Every so many epochs, times a factor.
+    Step(u64, f64),
+    /// Each epoch, times a factor.
+    Exponential(f64),
+    /// Up and down, PyTorch's one-cycle over the horizon.
+    OneCycle,
+    /// Times a factor when the validation loss has not improved for more than so many epochs.
+    Plateau(f64, u32),
+}
+
+impl ScheduleSpec {
+    /// The schedule over steps, `None` for plateau.
+    pub fn over_steps(self, steps_per_epoch: u64) -> Option<Schedule> {
+        Some(match self {
+            ScheduleSpec::Constant => Schedule::Constant,
+            ScheduleSpec::Linear(end_factor) => Schedule::Linear { end_factor },
+            ScheduleSpec::Cosine(min_lr) => Schedule::Cosine { min_lr },
+            ScheduleSpec::Step(epochs, gamma) => Schedule::Step { step_size: epochs * steps_per_epoch, gamma },
+            ScheduleSpec::Exponential(gamma) => Schedule::Step { step_size: steps_per_epoch, gamma },
+            ScheduleSpec::OneCycle => Schedule::OneCycle {
+                pct_start: 0.3,
+                div_factor: 25.0,
+                final_div_factor: 1e4,
+                anneal: Anneal::Cosine,
+            },
+            ScheduleSpec::Plateau(..) => return None,
+        })
+    }
+
+    /// The plateau rule, if this is one.
+    pub fn plateau(self) -> Option<Plateau> {
+        match self {
+            ScheduleSpec::Plateau(factor, patience) => Some(Plateau { factor, patience, ..Plateau::default() }),
+            _ => None,
+        }
+    }
+
+    /// Whether the rate depends on the horizon, which the first run fixes.
+    pub fn needs_horizon(self) -> bool {
+        self.over_steps(1).is_some_and(|s| s.needs_horizon())
+    }
+
+    /// Errors if a number is out of range.
+    pub fn check(self) -> Result<()> {
+        if let Some(plateau) = self.plateau() {
+            return plateau.check();
+        }
+        self.over_steps(1).map_or(Ok(()), |s| s.check())
+    }
+}
+
+impl fmt::Display for ScheduleSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ScheduleSpec::Constant => f.write_str("constant"),
+            ScheduleSpec::Linear(end) => write!(f, "linear:{end}"),
+            ScheduleSpec::Cosine(min_lr) => write!(f, "cosine:{min_lr}"),
+            ScheduleSpec::Step(epochs, gamma) => write!(f, "step:{epochs},{gamma}"),
+            ScheduleSpec::Exponential(gamma) => write!(f, "exponential:{gamma}"),
+            ScheduleSpec::OneCycle => f.write_str("one-cycle"),
+            ScheduleSpec::Plateau(factor, patience) => write!(f, "plateau:{factor},{patience}"),
+        }
+    }
+}
+
+impl FromStr for ScheduleSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<ScheduleSpec> {
+        let expected = || {
+            Error::argument(format!(
+                "schedule {text:?}: expected constant, linear[:END_FACTOR], cosine[:MIN_LR], step:EPOCHS[,GAMMA], \
+                 exponential[:GAMMA], one-cycle or plateau[:FACTOR[,PATIENCE]]"
+            ))
+        };
+        let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+        let args: Vec<f64> = match rest {
+            "" => Vec::new(),
+            _ => rest.split(',').map(|a| a.trim().parse().map_err(|_| expected())).collect::<Result<_>>()?,
+        };
+        let count = |v: f64| if v.fract() == 0.0 && (0.0..1e9).contains(&v) { Ok(v as u64) } else { Err(expected()) };
+        let schedule = match (name, args.as_slice()) {
+            ("constant", []) => ScheduleSpec::Constant,
+            ("linear", []) => ScheduleSpec::Linear(0.0),
+            ("linear", &[end]) => ScheduleSpec::Linear(end),
+            ("cosine", []) => ScheduleSpec::Cosine(0.0),
+            ("cosine", &[min_lr]) => ScheduleSpec::Cosine(min_lr),
+            ("step", &[epochs]) => ScheduleSpec::Step(count(epochs)?, 0.1),
+            ("step", &[epochs, gamma]) => ScheduleSpec::Step(count(epochs)?, gamma),
+            ("exponential", []) => ScheduleSpec::Exponential(0.95),
+            ("exponential", &[gamma]) => ScheduleSpec::Exponential(gamma),
+            ("one-cycle", []) => ScheduleSpec::OneCycle,
+            ("plateau", []) => ScheduleSpec::Plateau(0.1, 10),
+            ("plateau", &[factor]) => ScheduleSpec::Plateau(factor, 10),
+            ("plateau", &[factor, patience]) => ScheduleSpec::Plateau(factor, count(patience)? as u32),
+            _ => return Err(expected()),
+        };
+        schedule.check()?;
+        Ok(schedule)
+    }
+}
+
+impl Serialize for ScheduleSpec {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ScheduleSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<ScheduleSpec, D::Error> {
+        String::deserialize(d)?.parse().map_err(|e: Error| serde::de::Error::custom(e.message()))
+    }
+}
+
+/// How a model is trained; all that decides the result beside the data and the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// The optimiser.
+    pub optimizer: OptimizerKind,
+    /// Base learning rate.
+    pub lr: f64,
+    /// Weight decay, of all parameters, as PyTorch has it.
+    pub weight_decay: f64,
+    /// Momentum (SGD and RMSprop).
+    pub momentum: f64,
+    /// How the learning rate changes.
+    pub schedule: ScheduleSpec,
+    /// Epochs (or a fraction of one) over which the rate rises linearly at the start.
+    pub warmup: f64,
+    /// The epochs that the schedule is laid out for. Fixed by the first run.
+    pub horizon: u64,
+    /// Whether the horizon was given, rather than taken from `epochs`.
+    pub horizon_given: bool,
+    /// The largest global norm of the gradients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
+    /// The most epochs, in total.
+    pub epochs: u64,
+    /// Rows a batch.
+    pub batch: usize,
+    /// Where all random choices come from.
+    pub seed: u64,
+    /// Epochs without a better validation loss after which training stops; 0 for never.
+    pub patience: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> TrainConfig {
+        let optimizer = OptimizerKind::default();
+        TrainConfig {
+            optimizer,
+            lr: optimizer.default_lr(),
+            weight_decay: optimizer.default_weight_decay(),
+            momentum: optimizer.default_momentum(),
+            schedule: ScheduleSpec::Constant,
+            warmup: 0.0,
+            horizon: 100,
+            horizon_given: false,
+            clip: None,
+            epochs: 100,
+            batch: 32,
+            seed: 42,
+            patience: 10,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Errors (kind `Argument`) if a setting is wrong by itself.
+    pub fn check(&self) -> Result<()> {
+        let positive = |what: &str, v: f64| {
+            if v.is_finite() && v > 0.0 { Ok(()) } else { Err(Error::argument(format!("{what} {v} is not a positive number"))) }
+        };
+        let from_zero = |what: &str, v: f64| {
+            if v.is_finite() && v >= 0.0 { Ok(()) } else { Err(Error::argument(format!("{what} {v} is not a number from 0 on"))) }
+        };
+        positive("learning rate", self.lr)?;
+        from_zero("weight decay", self.weight_decay)?;
+        from_zero("warm-up", self.warmup)?;
+        if !(0.0..1.0).contains(&self.momentum) {
+            return Err(Error::argument(format!("momentum {} is not in [0, 1)", self.momentum)));
+        }
+        if let Some(clip) = self.clip {
+            positive("clipping limit", clip)?;
+        }
+        for (what, n) in [("epochs", self.epochs), ("batch", self.batch as u64), ("horizon", self.horizon)] {
+            if n == 0 {
+                return Err(Error::argument(format!("{what} 0 is not a positive number")));
+            }
+        }
+        self.schedule.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_forms_come_back() {
+        for text in ["mlp:256,128", "mlp:", "mlp:1"] {
+            assert_eq!(text.parse::<Mlp>().unwrap().to_string(), text);
+        }
+        for text in ["mlp", "mlp:0", "mlp:3,", "mlp:-1", "mlp:a", "resnet", ""] {
+            assert!(text.parse::<Mlp>().is_err(), "{text}");
+        }
+        for text in ["constant", "linear:0.5", "cosine:0.0001", "step:3,0.5", "exponential:0.9", "one-cycle", "plateau:0.5,3"] {
+            assert_eq!(text.parse::<ScheduleSpec>().unwrap().to_string(), text);
+        }
+        for text in ["", "step", "step:0", "step:1.5", "linear:2", "plateau:1", "plateau:0.5,-1", "cosine:x", "one-cycle:3"] {
+            assert!(text.parse::<ScheduleSpec>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! The training loop: epochs over a prepared data set, early stopping, checkpoints, resuming.
+//!
+//! A run is a pure function of the data, the settings and the seed: the same for every number of threads, and the same
+//! whether it was interrupted and resumed or not. The loop prints nothing; an [`Observer`] does.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{self, Checkpoint, FORMAT, ModelFile, Progress};
+use super::metrics::Metrics;
+use super::model::{Architecture, Model};
+use super::spec::{Mlp, OptimizerKind, TrainConfig};
+use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Target, Targets};
+use crate::io::HostTensor;
+use crate::io::folder::Folder;
+use crate::nn::Cx;
+use crate::optim::{self, Adam, AdamW, Clip, Optimizer, PlateauState, RmsProp, Sgd};
+use crate::tensor::check_numerics;
+use crate::{Device, Error, ErrorKind, Result, Tensor};
+
+/// The least time between two checkpoints within a run, but for the first and the last.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The figures of one epoch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EpochReport {
+    /// From 1.
+    pub epoch: u64,
+    /// Finished optimiser steps.
+    pub steps: u64,
+    /// Mean training loss over the epoch's rows, each as it was when its batch was trained on.
+    pub train_loss: f64,
+    /// Loss on the validation part, if there is one.
+    pub val_loss: Option<f64>,
+    /// Figures on the validation part.
+    pub val_metrics: Metrics,
+    /// The learning rate of the last step.
+    pub lr: f64,
+    /// Rows trained on a second, in this epoch.
+    pub samples_per_second: f64,
+    /// Whether this epoch is the best so far.
+    pub best: bool,
+}
+
+/// Is told what happens.
+pub trait Observer {
+    /// A batch was trained on: batches done and in all, of this epoch (from 1).
+    fn batch(&mut self, epoch: u64, done: usize, of: usize) {
+        let _ = (epoch, done, of);
+    }
+    /// An epoch is over.
+    fn epoch(&mut self, report: &EpochReport) {
+        let _ = report;
+    }
+    /// A checkpoint was written to `dir`.
+    fn saved(&mut self, dir: &Path) {
+        let _ = dir;
+    }
+}
+
+/// Tells nobody.
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Values trained.
+    pub parameters: usize,
+    /// Finished epochs, of this and earlier runs.
+    pub epochs: u64,
+    /// Finished optimiser steps, of this and earlier runs.
+    pub steps: u64,
+    /// Rows trained on in this run.
+    pub samples: u64,
+    /// Seconds that this run took, evaluation and saving included.
+    pub seconds: f64,
+    /// Seconds from the start of the run to the end of its first step.
+    pub first_step_seconds: Option<f64>,
+    /// Sample-weighted mean loss over the last epoch.
+    pub train_loss: f64,
+    /// Validation loss after the last epoch.
+    pub val_loss: Option<f64>,
+    /// The epoch whose weights were kept, from 1.
+    pub best_epoch: u64,
+    /// Loss of the kept weights on the test part.
+    pub test_loss: Option<f64>,
+    /// Figures of the kept weights: on the test part if there is one, else on the validation part, else on the training part.
+    pub metrics: Metrics,
+}
+
+/// A run in progress.
+pub struct Trainer {
+    model: Model,
+    optimizer: Box<dyn optim::Step>,
+    target: Target,
+    train: Loader,
+    validation: Part,
+    test: Part,
+    file: ModelFile,
+    progress: Progress,
+    kept: Vec<(String, HostTensor<'static>)>,
+    log: String,
+    dir: PathBuf,
+    plateau: Option<(optim::Plateau, PlateauState)>,
+}
+
+impl Trainer {
+    /// A new run on `data` that will save to `dir`. `source` is kept in the model file for the caller's own use.
+    pub fn new(data: Dataset, mlp: Mlp, config: TrainConfig, source: toml::Table, device: Device, dir: &Path) -> Result<Trainer> {
+        config.check()?;
+        let classes = data.preparation.target().classes().len();
+        let architecture = Architecture::new(data.task, data.preparation.width(), classes, mlp);
+        let model = Model::new(architecture.clone(), config.seed, device)?;
+        let file = ModelFile {
+            format: FORMAT,
+            warpsmith: env!("CARGO_PKG_VERSION").to_owned(),
+            metrics: Metrics::new(),
+            architecture,
+            training: config.clone(),
+            source,
+            preparation: data.preparation.clone(),
+        };
+        Trainer::assemble(data, model, config, file, dir)
+    }
+
+    /// Goes on with the run in `folder`, on the same data, to `config.epochs` epochs in all; saves to `dir`.
+    ///
+    /// Errors (kind `Data`) if the data is not what the run was trained on. All of `config` but `epochs` must be the
+    /// folder's own; that is the caller's duty, who knows which flags were given.
+    pub fn resume(data: Dataset, folder: &Folder, file: ModelFile, config: TrainConfig, device: Device, dir: &Path) -> Result<Trainer> {
+        config.check()?;
+        let model = Model::new(file.architecture.clone(), config.seed, device)?;
+        let file = ModelFile { training: config.clone(), ..file };
+        let mut trainer = Trainer::assemble(data, model, config, file, dir)?;
+        let (progress, kept) = checkpoint::load_state(folder, &trainer.model)?;
+        if progress.data_checksum != trainer.progress.data_checksum {
+            let message = "the data is not what this model was trained on, or was divided or prepared differently";
+            return Err(Error::data(folder.path(), message));
+        }
+        trainer.train.seek(progress.position())?;
+        if let (Some((_, state)), Some(saved)) = (&mut trainer.plateau, progress.plateau) {
+            *state = saved;
+        }
+        let log = folder.read("metrics.jsonl")?;
+        trainer.log = String::from_utf8(log).map_err(|e| Error::data(folder.path(), "metrics.jsonl is not UTF-8").caused_by(e))?;
+        (trainer.progress, trainer.kept) = (Progress { stopped_early: false, ..progress }, kept);
+        Ok(trainer)
+    }
+
+    fn assemble(data: Dataset, model: Model, config: TrainConfig, file: ModelFile, dir: &Path) -> Result<Trainer> {
+        let options = LoaderOptions {
+            batch: config.batch,
+            order: Order::Shuffled { seed: config.seed },
+            last: LastBatch::Keep,
+            prefetch: None,
+        };
+        let optimizer = make_optimizer(&model, &config)?;
+        let progress = Progress { data_checksum: checksum(&data), ..Progress::default() };
+        let plateau = config.schedule.plateau().map(|p| (p, p.start(config.lr)));
+        Ok(Trainer {
+            target: data.preparation.target().clone(),
+            train: Loader::new(Arc::new(data.train), options)?,
+            validation: data.validation,
+            test: data.test,
+            kept: Vec::new(),
+            log: String::new(),
+            dir: dir.to_owned(),
+            model,
+            optimizer,
+            file,
+            progress,
+            plateau,
+        })
+    }
+
+    /// The model being trained.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// How far training has come.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Trains to the end, saving as it goes and at the end.
+    ///
+    /// When `stop` becomes true, saves a checkpoint to resume from and returns an error of kind `Interrupted`. A loss or
+    /// parameter that is no longer finite is an error of kind `Diverged` that names the step and the first bad op; the
+    /// last good checkpoint stays.
+    pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
+        let start = Instant::now();
+        let config = self.file.training.clone();
+        let per_epoch = self.train.batches_per_epoch() as u64;
+        let schedule = config.schedule.over_steps(per_epoch);
+        let warmup = (config.warmup * per_epoch as f64).round() as u64;
+        let mut last_save: Option<Instant> = None;
+        let mut first_step = None;
+        let mut samples = 0;
+        let mut epoch_clock = (Instant::now(), 0);
+        while self.progress.epoch < config.epochs && !self.is_out_of_patience(&config) {
+            if stop.load(Relaxed) {
+                return self.interrupt(observer);
+            }
+            let lr = match (&schedule, &self.plateau) {
+                (Some(schedule), _) => schedule.lr(config.lr, self.progress.steps, warmup, config.horizon * per_epoch),
+                (None, Some((_, state))) if self.progress.steps < warmup => {
+                    state.lr * (self.progress.steps + 1) as f64 / warmup as f64
+                }
+                (None, Some((_, state))) => state.lr,
+                (None, None) => config.lr,
+            };
+            self.optimizer.set_lr(lr)?;
+            let Some(batch) = self.train.next_batch()? else {
+                let clock = std::mem::replace(&mut epoch_clock, (Instant::now(), samples));
+                let rate = (samples - clock.1) as f64 / clock.0.elapsed().as_secs_f64();
+                self.finish_epoch(lr, rate, observer)?;
+                if last_save.is_none_or(|t| t.elapsed() > SAVE_INTERVAL) {
+                    self.save(observer)?;
+                    last_save = Some(Instant::now());
+                }
+                continue;
+            };
+            let rows = batch.rows.len();
+            let x = Tensor::from_slice(&batch.features, [rows, self.model.architecture().inputs], self.model.arena().device())?;
+            let targets = self.model.targets(&batch.targets)?;
+            let loss = self.step(&x, &targets, config.seed)?;
+            self.progress.loss_sum += loss * rows as f64;
+            self.progress.loss_rows += rows as u64;
+            self.progress.steps += 1;
+            self.progress.batch = self.train.position().batch;
+            samples += rows as u64;
+            first_step.get_or_insert_with(|| start.elapsed().as_secs_f64());
+            observer.batch(self.progress.epoch + 1, self.progress.batch, per_epoch as usize);
+        }
+        self.finish(start, first_step, samples, observer)
+    }
+
+    fn is_out_of_patience(&self, config: &TrainConfig) -> bool {
+        config.patience > 0
+            && self.progress.best_loss.is_some()
+            && self.progress.batch == 0
+            && self.progress.epoch - self.progress.best_epoch > config.patience
+    }
+
+    /// One optimiser step; returns the loss.
+    fn step(&mut self, x: &Tensor, targets: &Tensor, seed: u64) -> Result<f64> {
+        let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
+        let outputs = self.model.forward(&mut cx, x)?;
+        let loss = self.model.loss(&outputs, targets)?;
+        let value = loss.item()?;
+        if !value.is_finite() {
+            return Err(self.diagnose(x, targets, seed, value));
+        }
+        self.model.arena().backward(&loss)?;
+        self.optimizer.step()?;
+        Ok(value)
+    }
+
+    /// The error for a loss that is not finite: runs the step once more to find the first bad op.
+    fn diagnose(&self, x: &Tensor, targets: &Tensor, seed: u64, loss: f64) -> Error {
+        let step = self.progress.steps + 1;
+        let bad = |name: &str| format!("parameter {name} was no longer finite after step {}", step - 1);
+        let params = self.model.arena().params().unwrap_or_default();
+        let finite = |p: &crate::Param| p.get().and_then(|t| t.to_f64_vec()).is_ok_and(|v| v.iter().all(|v| v.is_finite()));
+        let cause = match params.iter().find(|p| !finite(p)) {
+            Some(param) => bad(&param.name()),
+            None => {
+                let again = check_numerics(|| {
+                    let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
+                    self.model.loss(&self.model.forward(&mut cx, x)?, targets)
+                });
+                match again {
+                    Err(error) => error.to_string(),
+                    Ok(_) => "no single op is to blame".to_owned(),
+                }
+            }
+        };
+        let message = format!("training diverged: the loss of step {step} is {loss}; {cause}");
+        Error::new(ErrorKind::Diverged, message)
+            .with_help("lower the learning rate, clip gradients (--clip 1), or check the data for extreme values")
+    }
+
+    /// Evaluates, logs and judges a finished epoch.
+    fn finish_epoch(&mut self, lr: f64, samples_per_second: f64, observer: &mut dyn Observer) -> Result<()> {
+        let train_loss = self.progress.loss_sum / self.progress.loss_rows.max(1) as f64;
+        let (mut val_loss, mut val_metrics) = (None, Metrics::new());
+        if self.validation.rows() > 0 {
+            let (answers, loss) = self.model.evaluate(&self.validation.features, Some(&self.validation.targets))?;
+            val_metrics = self.model.metrics(&answers, &self.validation.targets, &self.target);
+            val_loss = Some(loss);
+        }
+        if !val_loss.unwrap_or(0.0).is_finite() || !self.parameters_are_finite()? {
+            let message = format!("training diverged: after step {} the model is no longer finite", self.progress.steps);
+            return Err(Error::new(ErrorKind::Diverged, message)
+                .with_help("lower the learning rate, clip gradients (--clip 1), or check the data for extreme values"));
+        }
+        self.progress.epoch += 1;
+        self.progress.batch = 0;
+        // Without a validation part the last epoch is kept.
+        let best = match (val_loss, self.progress.best_loss) {
+            (Some(loss), Some(best)) => loss < best,
+            _ => true,
+        };
+        if best {
+            self.progress.best_loss = val_loss;
+            self.progress.best_epoch = self.progress.epoch;
+            self.kept = self.model.state()?;
+            self.file.metrics = val_metrics.clone();
+        }
+        if let Some((rule, state)) = &mut self.plateau {
+            rule.observe(state, val_loss.unwrap_or(train_loss));
+        }
+        self.progress.train_loss = Some(train_loss);
+        self.progress.val_loss = val_loss;
+        (self.progress.loss_sum, self.progress.loss_rows) = (0.0, 0);
+        let report = EpochReport {
+            epoch: self.progress.epoch,
+            steps: self.progress.steps,
+            train_loss,
+            val_loss,
+            val_metrics,
+            lr,
+            samples_per_second,
+            best,
+        };
+        self.log_epoch(&report);
+        observer.epoch(&report);
+        Ok(())
+    }
+
+    fn parameters_are_finite(&self) -> Result<bool> {
+        let values = self.model.arena().values()?;
+        Ok(values.to_vec::<f32>()?.iter().all(|v| v.is_finite()))
+    }
+
+    fn log_epoch(&mut self, report: &EpochReport) {
+        let mut line = serde_json::json!({
+            "epoch": report.epoch,
+            "step": report.steps,
+            "lr": report.lr,
+            "train_loss": report.train_loss,
+        });
+        if let Some(loss) = report.val_loss {
+            line["val_loss"] = loss.into();
+        }
+        for (name, value) in &report.val_metrics {
+            line[format!("val_{name}")] = (*value).into();
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.log, "{line}");
+    }
+
+    fn interrupt(&mut self, observer: &mut dyn Observer) -> Result<Report> {
+        self.save(observer)?;
+        let message = format!(
+            "interrupted in epoch {} after {} steps; saved to {}",
+            self.progress.epoch + 1,
+            self.progress.steps,
+            self.dir.display()
+        );
+        Err(Error::new(ErrorKind::Interrupted, message)
+            .with_help(format!("go on with: warpsmith train --resume {}", self.dir.display())))
+    }
+
+    /// Writes the folder.
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.kept.is_empty() {
+            // Interrupted within the first epoch: there is no better model than the one at hand.
+            self.kept = self.model.state()?;
+        }
+        let floats = self.model.arena().step_block().floats();
+        self.progress.step_floats = floats.to_vec()?;
+        self.progress.plateau = self.plateau.as_ref().map(|p| p.1);
+        let (file, kept, model, progress, log) = (&self.file, &self.kept, &self.model, &self.progress, &self.log);
+        checkpoint::save(&self.dir, &Checkpoint { file, kept, model, progress, log })?;
+        observer.saved(&self.dir);
+        Ok(())
+    }
+
+    /// Evaluates the kept weights, saves and reports.
+    fn finish(&mut self, start: Instant, first_step_seconds: Option<f64>, samples: u64, observer: &mut dyn Observer) -> Result<Report> {
+        self.progress.stopped_early = self.progress.epoch < self.file.training.epochs;
+        let kept = Model::new(self.model.architecture().clone(), 0, self.model.arena().device())?;
+        kept.load_state(self.kept.iter().map(|(n, t)| (n.as_str(), t.clone())).collect())?;
+        let judged = [&self.test, &self.validation, self.train.part()].into_iter().find(|p| p.rows() > 0);
+        let mut test_loss = None;
+        if let Some(part) = judged {
+            let (answers, loss) = kept.evaluate(&part.features, Some(&part.targets))?;
+            self.file.metrics = kept.metrics(&answers, &part.targets, &self.target);
+            test_loss = (self.test.rows() > 0).then_some(loss);
+        }
+        self.save(observer)?;
+        Ok(Report {
+            parameters: self.model.arena().numel()?,
+            epochs: self.progress.epoch,
+            steps: self.progress.steps,
+            samples,
+            seconds: start.elapsed().as_secs_f64(),
+            first_step_seconds,
+            train_loss: self.progress.train_loss.unwrap_or(f64::NAN),
+            val_loss: self.progress.val_loss,
+            best_epoch: self.progress.best_epoch,
+            test_loss,
+            metrics: self.file.metrics.clone(),
+        })
+    }
+}
+
+fn make_optimizer(model: &Model, config: &TrainConfig) -> Result<Box<dyn optim::Step>> {
+    let clip = config.clip.map_or(Clip::None, Clip::Norm);
+    let (arena, lr, momentum, weight_decay) = (model.arena(), config.lr, config.momentum, config.weight_decay);
+    Ok(match config.optimizer {
+        OptimizerKind::Adam => {
+            Box::new(Optimizer::new(arena, Adam { weight_decay, ..Adam::default() }, lr)?.with_clip(clip)?)
+        }
+        OptimizerKind::AdamW => {
+            Box::new(Optimizer::new(arena, AdamW { weight_decay, ..AdamW::default() }, lr)?.with_clip(clip)?)
+        }
+        OptimizerKind::Sgd => {
+            let rule = Sgd { momentum, weight_decay, ..Sgd::default() };
+            Box::new(Optimizer::new(arena, rule, lr)?.with_clip(clip)?)
+        }
+        OptimizerKind::RmsProp => {
+            let rule = RmsProp { momentum, weight_decay, ..RmsProp::default() };
+            Box::new(Optimizer::new(arena, rule, lr)?.with_clip(clip)?)
+        }
+    })
+}
+
+/// A checksum of what is trained on and judged by.
+fn checksum(data: &Dataset) -> u32 {
+    let mut hash = crc32fast::Hasher::new();
+    for part in [&data.train, &data.validation, &data.test] {
+        hash.update(bytemuck::cast_slice(&part.features));
+        match &part.targets {
+            Targets::Classes(classes) => hash.update(bytemuck::cast_slice(classes)),
+            Targets::Values(values) => hash.update(bytemuck::cast_slice(values)),
+        }
+    }
+    hash.finalize()
+}
