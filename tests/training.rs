@@ -77,7 +77,10 @@ fn memory_stays_flat_over_ten_thousand_steps() {
     let before = memory_report();
     (0..10_000).for_each(|_| drop(task.step().unwrap()));
     let after = memory_report();
-    assert_eq!(after.system_allocations, before.system_allocations, "a steady step took memory from the system");
+    assert_eq!(
+        after.system_allocations, before.system_allocations,
+        "a steady step took memory from the system"
+    );
     assert_eq!(after.live_bytes, before.live_bytes, "steps leave memory behind");
     assert_eq!(after.peak_live_bytes, before.peak_live_bytes);
     assert!(after.reuses > before.reuses + 10_000, "the counters count");
@@ -224,7 +227,9 @@ fn accumulating_micro_batches_equals_the_whole_batch() {
     let data: Vec<f64> = noise(12, 3).iter().map(|&v| v as f64).collect();
     let x = Tensor::from_slice(&data, [4, 3], CPU).unwrap();
     let (whole, layer) = build();
-    whole.backward(&layer.forward(&mut Cx::eval(), &x).unwrap().square().unwrap().sum(&[], false).unwrap()).unwrap();
+    whole
+        .backward(&layer.forward(&mut Cx::eval(), &x).unwrap().square().unwrap().sum(&[], false).unwrap())
+        .unwrap();
     let (parts, layer) = build();
     for start in [0, 2] {
         let part = x.narrow(0, start, 2).unwrap();

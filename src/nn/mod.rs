@@ -9,7 +9,7 @@ mod init;
 mod layers;
 
 use crate::param::StepBlock;
-use crate::{Param, Result, Tensor};
+use crate::{Param, Result, Tensor, ops};
 
 pub use crate::cpu::activation::Activation;
 pub use init::{Fan, Init, Scope, gain};
@@ -58,7 +58,7 @@ impl Cx {
         match &self.step {
             Some(step) if self.train && p != 0.0 => {
                 let sample = if x.rank() == 0 { 1 } else { x.dims()[1..].iter().product::<usize>() } as u64;
-                x.dropout(p, self.seed, site, self.first_sample * sample, step)
+                x.dropout(ops::Dropout { p, seed: self.seed, site, offset: self.first_sample * sample }, step)
             }
             _ => Ok(x.clone()),
         }

@@ -109,10 +109,8 @@ impl Op for Linear {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let dz = match self.activation {
             Activation::Identity => dy.clone(),
-            activation if self.keep_pre => {
-                run1(ActivationBackward { of: activation }, &[dy, &cx.output(1)?])?
-            }
-            activation => run1(ActivationBackward { of: activation }, &[dy, &cx.output(0)?])?,
+            activation if self.keep_pre => run1(ActivationBackward { activation }, &[dy, &cx.output(1)?])?,
+            activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?])?,
         };
         if cx.needs(0) {
             let w = cx.input(1)?;
