@@ -19,9 +19,7 @@ fn main() -> warpsmith::Result<()> {
         let device = warpsmith::Device::cpu();
         let t = std::time::Instant::now();
         let mut trainer = Trainer::new(data, mlp, config, Default::default(), device, dir)?;
-        let report = warpsmith::cpu::par::with_threads(2, || {
-            trainer.run(if seed == 1 { &mut P } else { &mut Silent }, &AtomicBool::new(false))
-        })??;
+        let report = warpsmith::cpu::par::with_threads(2, || trainer.run(&mut P, &AtomicBool::new(false)))??;
         println!("{:?} {report:?}", t.elapsed());
         let p = Predictor::open(dir, device)?;
         println!("{:?}", p.evaluate(&digits()?)?);
