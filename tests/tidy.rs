@@ -89,7 +89,8 @@ fn used(code: &str) -> BTreeSet<String> {
             names.insert(rest.to_owned());
         }
     }
-    let first = |s: &String| s.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let first =
+        |s: &String| s.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     names.iter().map(first).filter(|s| !s.is_empty()).collect()
 }
 
@@ -98,7 +99,15 @@ fn modules_use_only_what_is_below_them() {
     let (mut wrong, mut edges) = (Vec::new(), 0);
     for path in files("src", "rs") {
         let inside = path.strip_prefix(root().join("src")).unwrap();
-        let first = inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let first = inside
+            .components()
+            .next()
+            .unwrap()
+            .as_os_str()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned();
         let Some(own) = level(&first) else { continue };
         for name in used(&code(&path)) {
             let module = home(&name);
@@ -125,7 +134,10 @@ fn unsafe_lives_where_it_is_meant_to() {
             continue;
         }
         let text = code(&path);
-        assert!(!text.contains("unsafe {") && !text.contains("unsafe fn") && !text.contains("unsafe impl"), "{inside}");
+        assert!(
+            !text.contains("unsafe {") && !text.contains("unsafe fn") && !text.contains("unsafe impl"),
+            "{inside}"
+        );
         if !parents.contains(&inside.as_str()) {
             assert!(text.contains("#![forbid(unsafe_code)]"), "{inside} lacks #![forbid(unsafe_code)]");
         }
