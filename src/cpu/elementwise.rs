@@ -10,7 +10,7 @@
 use half::slice::HalfFloatSliceExt;
 
 use super::par;
-use super::simd::vectorize;
+use super::simd::{self, vectorize};
 use crate::dtype::{DType, Element, bf16, f16};
 use crate::shape::{Layout, MAX_RANK};
 
@@ -166,6 +166,46 @@ impl<'a> Source<'a> {
             (row, column, done) = (row + 1, 0, done + run);
         }
     }
+}
+
+/// Writes the elements of `source` in order, in parallel, through `convert`, which sees equally long pieces.
+pub fn convert<S: Element, T: Element>(
+    out: &mut [T],
+    source: Source<'_>,
+    convert: impl Fn(&[S], &mut [T]) + Sync,
+) {
+    par::for_each_chunk_mut(out, CHUNK, |i, out| {
+        let mut buffer = Buffer { raw: [0; BLOCK], work: [S::default(); BLOCK], filled: false };
+        for (k, out) in out.chunks_mut(BLOCK).enumerate() {
+            convert(source.load(i * CHUNK + k * BLOCK, out.len(), &mut buffer), out);
+        }
+    });
+}
+
+/// Writes the elements of `source` in order if it is a transposed matrix, or a batch of them; false if it is not.
+pub fn transpose(out: &mut [f32], source: &Source<'_>) -> bool {
+    /// Rows of the result that a thread writes at a time: with 16 of them two cache lines of each row of the operand are
+    /// used whole, and their targets stay in the L1 cache although they lie a power of two apart.
+    const STRIP: usize = 32;
+    let Some(outer) = source.rank.checked_sub(2).filter(|_| source.kind == Kind::Strided) else {
+        return false;
+    };
+    let [(rows, row_stride), (cols, stride)] = [source.dims[outer], source.dims[outer + 1]];
+    if row_stride != 1 || stride < rows || source.dtype != DType::F32 || rows < 8 || cols < 8 {
+        return false;
+    }
+    let data: &[f32] = bytemuck::cast_slice(source.bytes);
+    let strips = out.chunks_mut(rows * cols).enumerate().flat_map(|(matrix, out)| {
+        let pieces = out.chunks_mut(STRIP * cols).enumerate();
+        pieces.map(move |(i, piece)| (matrix, i * STRIP, piece))
+    });
+    let count = source.dims[..outer].iter().map(|d| d.0).product::<usize>() * rows.div_ceil(STRIP);
+    let workers = if rows * cols < CHUNK { 1 } else { count };
+    par::each(workers, strips, |(matrix, first, piece)| {
+        let at = source.position(matrix, outer) + first;
+        simd::transpose(&data[at..], stride, (cols, piece.len() / cols), piece, cols);
+    });
+    true
 }
 
 /// Where a block of an operand is put together.
