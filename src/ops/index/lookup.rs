@@ -181,6 +181,17 @@ impl Table {
         (i_at, is): (usize, usize),
         dst: &mut [T],
     ) -> bool {
+        if is == 1 && xs == 0 && self.step == 1 && self.size > 0 {
+            // Along the last dimension: everything comes from one row of x.
+            let row = &x[x_at..][..self.size];
+            for (index, d) in index[i_at..].iter().zip(dst) {
+                match row.get(index.place()) {
+                    Some(v) => *d = *v,
+                    None => return false,
+                }
+            }
+            return true;
+        }
         for (k, d) in dst.iter_mut().enumerate() {
             let place = index[i_at + k * is].place();
             if place >= self.size {
