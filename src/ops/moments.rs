@@ -38,7 +38,7 @@ fn variance(
     let x = wide(x, &mut copy)?;
     real!(op, x.dtype(), A => {
         let means = means::<A>(axes, &x)?;
-        let square = SumOf(|x: A, mean: A| (x - mean) * (x - mean));
+        let square = SumOf(#[inline(always)] |x: A, mean: A| (x - mean) * (x - mean));
         let mut squares = folded::<A, _>(&axes.plan(&x), &square, &x, means.typed())?;
         let n = A::of(freedom(axes, &x.shape(), correction));
         for s in squares.typed_mut::<A>() {
@@ -278,7 +278,7 @@ impl Op for LogSumExp {
             // An infinite shift would make NaN of infinity less infinity.
             let shifts = largest.typed_mut::<A>();
             shifts.iter_mut().filter(|m| !m.is_finite() && !m.is_nan()).for_each(|m| *m = A::ZERO);
-            let mut sums = folded::<A, _>(&plan, &SumOf(|x: A, shift: A| (x - shift).exp()), x, shifts)?;
+            let mut sums = folded::<A, _>(&plan, &SumOf(#[inline(always)] |x: A, shift: A| (x - shift).exp()), x, shifts)?;
             let logs = sums.typed_mut::<A>();
             logs.iter_mut().zip(&*shifts).for_each(|(s, &shift)| *s = s.ln() + shift);
             store::<A>(&mut outputs[0], logs);
@@ -320,7 +320,7 @@ impl Op for LogSumExpBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         let (x, y, dy) = (inputs[0], inputs[1], inputs[2]);
         real!(Self::NAME, x.dtype(), A => {
-            map::<A, 3>([x, y, dy], &mut outputs[0], |[x, y, dy]| {
+            map::<A, 3>([x, y, dy], &mut outputs[0], #[inline(always)] |[x, y, dy]| {
                 dy * (x - if y == A::NEG_INFINITY { A::ZERO } else { y }).exp()
             })
         })

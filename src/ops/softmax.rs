@@ -106,20 +106,23 @@ fn along_wide<A: Real, const N: usize>(
         return par::for_each_chunk_mut(out, rows * n, |task, out| {
             let mut buffers: [_; N] = std::array::from_fn(|k| vector(if inputs[k].direct() { 0 } else { n }));
             let mut result = vector(if add { n } else { 0 });
-            vectorize::<A, _>(|| {
-                for (i, out) in out.chunks_exact_mut(n).enumerate() {
-                    let mut buffers = buffers.iter_mut();
-                    let rows = std::array::from_fn(|k| {
-                        inputs[k].row(task * rows + i, 0, n, buffers.next().expect("one for each input"))
-                    });
-                    if add {
-                        kernel(rows, &mut result);
-                        put(out, &result, true);
-                    } else {
-                        kernel(rows, out);
+            vectorize::<A, _>(
+                #[inline(always)]
+                || {
+                    for (i, out) in out.chunks_exact_mut(n).enumerate() {
+                        let mut buffers = buffers.iter_mut();
+                        let rows = std::array::from_fn(|k| {
+                            inputs[k].row(task * rows + i, 0, n, buffers.next().expect("one for each input"))
+                        });
+                        if add {
+                            kernel(rows, &mut result);
+                            put(out, &result, true);
+                        } else {
+                            kernel(rows, out);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
     // Columns `first..first + mat.cols()` of matrix `outer`, a tile at a time.
@@ -136,24 +139,33 @@ fn along_wide<A: Real, const N: usize>(
                 };
                 match whole {
                     Some(src) => simd::transpose(src, input.stride, (n, w), tile, n),
-                    None => vectorize::<A, _>(|| {
-                        for (j, row) in tile.chunks_exact_mut(n).take(w).enumerate() {
-                            let start =
-                                position(&input.before, outer) + position(&input.behind, first + from + j);
-                            let elements = row.iter_mut().enumerate();
-                            elements.for_each(|(i, b)| *b = input.data[start + i * input.stride]);
-                        }
-                    }),
+                    None => vectorize::<A, _>(
+                        #[inline(always)]
+                        || {
+                            for (j, row) in tile.chunks_exact_mut(n).take(w).enumerate() {
+                                let start = position(&input.before, outer)
+                                    + position(&input.behind, first + from + j);
+                                let elements = row.iter_mut().enumerate();
+                                elements.for_each(|(i, b)| *b = input.data[start + i * input.stride]);
+                            }
+                        },
+                    ),
                 }
             }
-            vectorize::<A, _>(|| {
-                for (j, result) in results.chunks_exact_mut(n).take(w).enumerate() {
-                    kernel(std::array::from_fn(|k| &tiles[k][j * n..][..n]), result);
-                }
-            });
+            vectorize::<A, _>(
+                #[inline(always)]
+                || {
+                    for (j, result) in results.chunks_exact_mut(n).take(w).enumerate() {
+                        kernel(std::array::from_fn(|k| &tiles[k][j * n..][..n]), result);
+                    }
+                },
+            );
             simd::transpose(&results, n, (w, n), &mut back, w);
             let mut part = mat.part(0, n, from, w);
-            vectorize::<A, _>(|| (0..n).for_each(|i| put(part.row(i), &back[i * w..][..w], add)));
+            vectorize::<A, _>(
+                #[inline(always)]
+                || (0..n).for_each(|i| put(part.row(i), &back[i * w..][..w], add)),
+            );
         }
     };
     let size = n * inner;
