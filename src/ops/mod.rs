@@ -278,10 +278,10 @@ pub fn run_into<O: Op>(op: O, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)]) -
         .map(|(t, mode)| if *mode == Mode::Skip { Ok(None) } else { t.write(O::NAME).map(Some) })
         .collect::<Result<Vec<_>>>()?;
     let mut outs: Vec<Out<'_>> = Vec::with_capacity(outputs.len());
-    for (guard, (tensor, mode)) in guards.iter_mut().zip(outputs) {
+    for ((guard, (tensor, mode)), plan) in guards.iter_mut().zip(outputs).zip(&plan.outputs) {
         outs.push(match guard {
             Some(guard) => Out::of(tensor, guard, *mode),
-            None => Out::new(&mut [], tensor.shape(), tensor.dtype(), Mode::Skip),
+            None => Out::new(&mut [], plan.shape, plan.dtype, Mode::Skip),
         });
     }
     body(&op, device, inputs, &mut outs, plan.scratch)
