@@ -7,12 +7,15 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod io;
+pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod param;
 pub mod random;
 pub mod shape;
 pub mod tensor;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use device::Device;
 pub use dtype::DType;

@@ -13,8 +13,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -88,8 +88,31 @@ pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> 
         return (a(), b());
     }
     keep_awake();
-    rayon::join(a, b)
+    // rayon would put this thread to sleep while the other finishes; so it waits here for a b that has been taken. One that has
+    // not is left to rayon, which runs it on this thread.
+    let state = AtomicU8::new(WAITING);
+    let first = || {
+        let result = a();
+        if state.load(Ordering::Relaxed) == TAKEN {
+            let start = Instant::now();
+            while state.load(Ordering::Acquire) == TAKEN && start.elapsed() < KEEP_AWAKE {
+                pause();
+            }
+        }
+        result
+    };
+    let second = || {
+        state.store(TAKEN, Ordering::Relaxed);
+        let result = b();
+        state.store(DONE, Ordering::Release);
+        result
+    };
+    rayon::join(first, second)
 }
+
+const WAITING: u8 = 0;
+const TAKEN: u8 = 1;
+const DONE: u8 = 2;
 
 /// Runs `f` once for each item, on as many threads as there are, in no particular order.
 ///
@@ -179,14 +202,25 @@ fn keep_awake() {
     });
 }
 
+/// A moment of waiting: gives the core away only where the pool has more threads than there are cores, because on a busy machine
+/// it comes back milliseconds later.
+fn pause() {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    let cores = *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if threads() > cores {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
 /// Does what work there is on this pool until there has been none for [`KEEP_AWAKE`].
 fn look_for_work() {
     let mut last = Instant::now();
     while last.elapsed() < KEEP_AWAKE {
         match rayon::yield_now() {
             Some(rayon::Yield::Executed) => last = Instant::now(),
-            // To the system, too: there may be more threads than cores.
-            _ => std::thread::yield_now(),
+            _ => pause(),
         }
     }
 }

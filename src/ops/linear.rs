@@ -54,7 +54,8 @@ impl Linear {
             Some(b) => std::borrow::Cow::Borrowed(b),
             None => b.layout().positions().map(|i| b.data::<T>()[i]).collect::<Vec<T>>().into(),
         });
-        let accumulate = if outputs[0].mode() == Mode::Accumulate { Accumulate::Add } else { Accumulate::Write };
+        let accumulate =
+            if outputs[0].mode() == Mode::Accumulate { Accumulate::Add } else { Accumulate::Write };
         let (y, pre) = outputs.split_at_mut(1);
         let pre = pre.first_mut().filter(|p| p.wanted()).map(|p| MatMut::new(p.slice::<T>(), rows, out, out));
         let epilogue = Epilogue { bias: bias.as_deref(), activation: self.activation, pre };
@@ -107,8 +108,10 @@ impl Op for Linear {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let dz = match self.activation {
             Activation::Identity => dy.clone(),
-            activation if self.keep_pre => run1(ActivationBackward { activation }, &[dy, &cx.output(1)?])?,
-            activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?])?,
+            activation if self.keep_pre => {
+                run1(ActivationBackward { of: activation }, &[dy, &cx.output(1)?])?
+            }
+            activation => run1(ActivationBackward { of: activation }, &[dy, &cx.output(0)?])?,
         };
         if cx.needs(0) {
             let w = cx.input(1)?;
@@ -165,7 +168,8 @@ impl Op for Linear {
                 list.push(Case { op, inputs });
             }
         }
-        let why = "at most k + 1 roundings before the activation, whose slope is at most 1.13, and a few ulp in it";
+        let why =
+            "at most k + 1 roundings before the activation, whose slope is at most 1.13, and a few ulp in it";
         Cases { dtypes: &DType::FLOATS, tolerance: Tolerance::Sum(64.0, why), list }
     }
 }

@@ -12,6 +12,8 @@ mod kinds;
 mod point;
 mod rows;
 mod soft;
+#[cfg(test)]
+mod tests;
 
 use crate::dtype::Real;
 use crate::{DType, Error, Result, Shape, Tensor};

@@ -11,9 +11,12 @@ pub mod cases;
 mod copy;
 mod index;
 mod join;
+mod linear;
 pub mod loss;
+mod matmul;
 mod reduce;
 mod softmax;
+mod sum_to;
 
 use std::fmt::Debug;
 
@@ -27,9 +30,12 @@ pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
+pub use linear::Linear;
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
+pub use matmul::MatMul;
 pub use reduce::*;
 pub use softmax::*;
+pub use sum_to::SumTo;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -108,9 +114,12 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
+    linear::visit(visitor);
+    matmul::visit(visitor);
     loss::visit(visitor);
     reduce::visit(visitor);
     softmax::visit(visitor);
+    sum_to::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].

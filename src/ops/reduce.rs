@@ -47,6 +47,11 @@ impl Axes {
         Axes(((1u16 << rank) - 1) as u8)
     }
 
+    /// The dimensions below `rank` for which `goes` is true.
+    pub(super) fn of(rank: usize, goes: impl Fn(usize) -> bool) -> Axes {
+        Axes((0..rank).filter(|&d| goes(d)).fold(0, |set, d| set | 1 << d))
+    }
+
     /// Whether dimension `d` is in the set.
     pub fn contains(self, d: usize) -> bool {
         self.0 >> d & 1 == 1

@@ -153,8 +153,13 @@ pub fn open(dir: &Path) -> Result<(Folder, ModelFile)> {
     let folder = Folder::open(dir)?;
     let version: Version = read_toml(&folder, folder::MODEL)?;
     if version.format > FORMAT {
-        let message = format!("the model has format {}, this version of warpsmith reads up to {FORMAT}", version.format);
-        return Err(Error::data(folder.path().join(folder::MODEL), message).with_help("use a newer warpsmith"));
+        let message = format!(
+            "the model has format {}, this version of warpsmith reads up to {FORMAT}",
+            version.format
+        );
+        return Err(
+            Error::data(folder.path().join(folder::MODEL), message).with_help("use a newer warpsmith")
+        );
     }
     let file: ModelFile = read_toml(&folder, folder::MODEL)?;
     file.architecture.mlp.check().map_err(|e| Error::data(folder.path().join(folder::MODEL), e.message()))?;
@@ -191,7 +196,8 @@ pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(Stri
     let moments = folder.safetensors(OPTIMIZER)?;
     let slices = buffer_slices(model.arena())?;
     if moments.names().len() != slices.len() {
-        let message = format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
+        let message =
+            format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
         return Err(Error::data(path, message));
     }
     for (name, slice) in slices {
@@ -205,10 +211,13 @@ pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(Stri
     if progress.step_floats.len() != block.floats().numel() {
         return Err(Error::data(folder.path().join(PROGRESS), "step_floats has the wrong length"));
     }
-    block.floats().copy_(&Tensor::from_slice(&progress.step_floats, block.floats().shape(), block.floats().device())?)?;
+    block.floats().copy_(&Tensor::from_slice(
+        &progress.step_floats,
+        block.floats().shape(),
+        block.floats().device(),
+    )?)?;
     block.set_steps(progress.steps)?;
     let kept = folder.safetensors(WEIGHTS)?;
     let kept = kept.names().map(|n| Ok((n.to_owned(), kept.get(n)?.into_owned()))).collect::<Result<_>>()?;
     Ok((progress, kept))
 }
-

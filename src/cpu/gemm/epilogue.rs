@@ -5,7 +5,8 @@
 use super::pack::{self, Line};
 use crate::cpu::activation::Activation;
 use crate::cpu::simd::{MatMut, transpose, vectorize};
-use crate::dtype::{Float, Real};
+use crate::dtype::{DType, Float, Real, f16};
+use half::slice::HalfFloatSliceExt;
 
 /// What [`super::gemm`] does to the sums before it stores them; by default nothing.
 #[derive(Debug)]
@@ -81,10 +82,11 @@ impl<'a, T: Float> Epilogue<'a, T> {
         let mut pre = self.pre.as_mut().map(|p| p.part(row, rows, col, cols));
         let bias = self.bias.map(|b| &b[col..col + cols]);
         let activation = self.activation;
-        for at in (0..rows).step_by(STRIP) {
-            let height = STRIP.min(rows - at);
+        let step = (STRIP / cols.max(1)).max(1).next_multiple_of(8);
+        for at in (0..rows).step_by(step) {
+            let height = step.min(rows - at);
             let (block, block_stride) = if swapped {
-                let block = pack::view::<T::Acc>(strip, STRIP * cols);
+                let block = pack::view::<T::Acc>(strip, height * cols);
                 transpose(&sums[at..], stride, (cols, height), block, cols);
                 (block, cols)
             } else {
@@ -107,8 +109,8 @@ impl<'a, T: Float> Epilogue<'a, T> {
     }
 }
 
-/// Rows of a transposed result that are turned back at a time.
-const STRIP: usize = 8;
+/// About how many elements of a transposed result are turned back at a time.
+const STRIP: usize = 1024;
 
 /// Puts the old values of `c` where sums will be added to them.
 pub(super) fn preload<T: Float>(sums: &mut [T::Acc], stride: usize, swapped: bool, c: &mut MatMut<'_, T>) {
@@ -128,5 +130,12 @@ fn add_bias<R: Real>(y: &mut [R], bias: Option<&[R]>) {
 
 #[inline(always)]
 fn narrow<T: Float>(y: &[T::Acc], out: &mut [T]) {
+    if T::DTYPE == DType::F16
+        && let (Ok(y), Ok(out)) =
+            (bytemuck::try_cast_slice(y), bytemuck::try_cast_slice_mut::<T, f16>(&mut *out))
+    {
+        // Eight at a time where there is F16C, which no plain loop is compiled to.
+        return out.convert_from_f32_slice(y);
+    }
     out.iter_mut().zip(y).for_each(|(out, &y)| *out = T::from_acc(y));
 }
