@@ -9,11 +9,14 @@
 
 pub mod cases;
 mod copy;
+mod extremum;
 mod index;
 mod join;
 mod linear;
 pub mod loss;
 mod matmul;
+mod moments;
+mod norm;
 mod reduce;
 mod softmax;
 mod sum_to;
@@ -28,11 +31,14 @@ use crate::{Device, Error, Result};
 
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use extremum::*;
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
 pub use linear::Linear;
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 pub use matmul::MatMul;
+pub use moments::*;
+pub use norm::*;
 pub use reduce::*;
 pub use softmax::*;
 pub use sum_to::SumTo;
@@ -112,12 +118,15 @@ pub trait Visitor {
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
+    norm::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
     linear::visit(visitor);
     matmul::visit(visitor);
     loss::visit(visitor);
     reduce::visit(visitor);
+    extremum::visit(visitor);
+    moments::visit(visitor);
     softmax::visit(visitor);
     sum_to::visit(visitor);
 }
