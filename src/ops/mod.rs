@@ -20,6 +20,7 @@ mod norm;
 mod reduce;
 mod softmax;
 mod sum_to;
+mod unary;
 
 use std::fmt::Debug;
 
@@ -42,6 +43,7 @@ pub use norm::*;
 pub use reduce::*;
 pub use softmax::*;
 pub use sum_to::SumTo;
+pub use unary::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -129,6 +131,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     moments::visit(visitor);
     softmax::visit(visitor);
     sum_to::visit(visitor);
+    unary::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].
