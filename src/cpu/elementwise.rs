@@ -252,30 +252,20 @@ fn widen<W: Element>(dtype: DType, raw: &[u8], work: &mut [W]) {
         }
         (DType::U8, _) => {
             let (zero, one) = (W::from_f64(0.0), W::from_f64(1.0));
-<<<<<<< HEAD
-            vectorize(|| work.iter_mut().zip(raw).for_each(|(w, &m)| *w = if m != 0 { one } else { zero }));
-=======
             vectorize(
                 #[inline(always)]
                 || work.iter_mut().zip(raw).for_each(|(w, &m)| *w = if m != 0 { one } else { zero }),
             );
->>>>>>> elem
         }
         (from, to) => unreachable!("an elementwise kernel in {to} reads an operand of {from}"),
     }
 }
 
 fn widen_bf16(raw: &[bf16], work: &mut [f32]) {
-<<<<<<< HEAD
-    vectorize(|| {
-        work.iter_mut().zip(raw).for_each(|(w, x)| *w = f32::from_bits(u32::from(x.to_bits()) << 16))
-    });
-=======
     vectorize(
         #[inline(always)]
         || work.iter_mut().zip(raw).for_each(|(w, x)| *w = f32::from_bits(u32::from(x.to_bits()) << 16)),
     );
->>>>>>> elem
 }
 
 /// Rounds to nearest even, as `bf16::from_f32`, without its branch.
@@ -295,14 +285,10 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
         (from, to) if from == to => {
             let out: &mut [V] = bytemuck::cast_slice_mut(out);
             if add {
-<<<<<<< HEAD
-                vectorize(|| out.iter_mut().zip(results).for_each(|(o, &x)| *o = o.plus(x)));
-=======
                 vectorize(
                     #[inline(always)]
                     || out.iter_mut().zip(results).for_each(|(o, &x)| *o = o.plus(x)),
                 );
->>>>>>> elem
             } else {
                 out.copy_from_slice(results);
             }
@@ -311,14 +297,10 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
             let results: &[f32] = bytemuck::cast_slice(results);
             if add {
                 widen(dtype, out, wide);
-<<<<<<< HEAD
-                vectorize(|| wide.iter_mut().zip(results).for_each(|(w, &x)| *w += x));
-=======
                 vectorize(
                     #[inline(always)]
                     || wide.iter_mut().zip(results).for_each(|(w, &x)| *w += x),
                 );
->>>>>>> elem
             } else {
                 wide.copy_from_slice(results);
             }
@@ -326,26 +308,16 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
                 bytemuck::cast_slice_mut::<u8, f16>(out).convert_from_f32_slice(wide);
             } else {
                 let out: &mut [bf16] = bytemuck::cast_slice_mut(out);
-<<<<<<< HEAD
-                vectorize(|| out.iter_mut().zip(&*wide).for_each(|(o, &x)| *o = round_bf16(x)));
-=======
                 vectorize(
                     #[inline(always)]
                     || out.iter_mut().zip(&*wide).for_each(|(o, &x)| *o = round_bf16(x)),
                 );
->>>>>>> elem
             }
         }
         (from, to) => unreachable!("an elementwise kernel in {from} writes {to}"),
     }
 }
 
-<<<<<<< HEAD
-/// The kernel that calls `f` for each element, as vector code.
-pub fn each1<W: Work, V: Work>(f: impl Fn(W) -> V + Sync + Copy) -> impl Fn([&[W]; 1], &mut [V]) + Sync {
-    move |[a]: [&[W]; 1], out: &mut [V]| {
-        vectorize(|| out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a)));
-=======
 /// The kernel that calls `f` for each element, as vector code: give it a closure marked `#[inline(always)]`.
 pub fn each1<W: Work, V: Work>(f: impl Fn(W) -> V + Sync + Copy) -> impl Fn([&[W]; 1], &mut [V]) + Sync {
     move |[a]: [&[W]; 1], out: &mut [V]| {
@@ -357,16 +329,12 @@ pub fn each1<W: Work, V: Work>(f: impl Fn(W) -> V + Sync + Copy) -> impl Fn([&[W
                 }
             },
         );
->>>>>>> elem
     }
 }
 
 /// The kernel that calls `f` for each pair of elements, as vector code.
 pub fn each2<W: Work, V: Work>(f: impl Fn(W, W) -> V + Sync + Copy) -> impl Fn([&[W]; 2], &mut [V]) + Sync {
     move |[a, b]: [&[W]; 2], out: &mut [V]| {
-<<<<<<< HEAD
-        vectorize(|| out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b)));
-=======
         vectorize(
             #[inline(always)]
             || {
@@ -375,7 +343,6 @@ pub fn each2<W: Work, V: Work>(f: impl Fn(W, W) -> V + Sync + Copy) -> impl Fn([
                 }
             },
         );
->>>>>>> elem
     }
 }
 
@@ -384,12 +351,6 @@ pub fn each3<W: Work, V: Work>(
     f: impl Fn(W, W, W) -> V + Sync + Copy,
 ) -> impl Fn([&[W]; 3], &mut [V]) + Sync {
     move |[a, b, c]: [&[W]; 3], out: &mut [V]| {
-<<<<<<< HEAD
-        vectorize(|| {
-            let operands = a.iter().zip(b.iter().zip(c));
-            out.iter_mut().zip(operands).for_each(|(out, (&a, (&b, &c)))| *out = f(a, b, c));
-        });
-=======
         vectorize(
             #[inline(always)]
             || {
@@ -398,7 +359,6 @@ pub fn each3<W: Work, V: Work>(
                 }
             },
         );
->>>>>>> elem
     }
 }
 
