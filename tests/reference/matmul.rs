@@ -2,13 +2,14 @@
 
 use std::any::Any;
 
+use warpsmith::cpu::activation::Activation;
 use warpsmith::ops;
 
 use super::dd::{Dd, dd};
 use super::index::at;
 use super::{Expected, Specials};
 use crate::harness::Value;
-use crate::harness::layouts::indices;
+use crate::harness::layouts::{indices, strides};
 
 /// Σ and Σ| | of products.
 fn dot(pairs: impl Iterator<Item = (f64, f64)>) -> (Dd, Dd) {
@@ -38,4 +39,59 @@ fn matmul(a: &Value, b: &Value) -> Expected {
         dot((0..k).map(|j| (left(j), right(j))))
     };
     Expected::scaled(&shape, a.dtype, indices(&shape).map(value).collect())
+}
+
+fn sum_to(x: &Value, shape: &[usize]) -> Expected {
+    let (lead, steps) = (x.shape.len() - shape.len(), strides(shape));
+    let mut sums = vec![(Dd::ZERO, Dd::ZERO); shape.iter().product()];
+    for (i, &v) in indices(&x.shape).zip(&x.data) {
+        let own = |d: usize| if shape[d] == 1 { 0 } else { i[lead + d] * steps[d] };
+        let place: usize = (0..shape.len()).map(own).sum();
+        sums[place] = (sums[place].0 + dd(v), sums[place].1 + dd(v).abs());
+    }
+    Expected::scaled(shape, x.dtype, sums)
+}
+
+/// f(x · wᵀ + b), and x · wᵀ + b where it is kept.
+fn linear(op: &ops::Linear, inputs: &[Value]) -> Vec<Expected> {
+    let (x, w) = (&inputs[0], &inputs[1]);
+    let (out, width) = (w.shape[0], w.shape[1]);
+    let mut shape = x.shape.clone();
+    *shape.last_mut().expect("x has a last dimension") = out;
+    let rows: usize = x.shape[..x.shape.len() - 1].iter().product();
+    let mut z = Vec::new();
+    for r in 0..rows {
+        for o in 0..out {
+            let (sum, size) = dot((0..width).map(|k| (x.data[r * width + k], w.data[o * width + k])));
+            let b = inputs.get(2).map_or(Dd::ZERO, |b| dd(b.data[o]));
+            z.push((sum + b, size + b.abs()));
+        }
+    }
+    // The slope of every activation is at most 1.13; the value itself is rounded too.
+    let y = z.iter().map(|&(z, size)| {
+        let y = super::unary::activation(op.activation, z);
+        (
+            y,
+            size * dd(1.13)
+                + y.abs()
+                + if op.activation == Activation::Identity { Dd::ZERO } else { z.abs() },
+        )
+    });
+    let y = Expected::scaled(&shape, x.dtype, y.collect());
+    if op.keep_pre { vec![y, Expected::scaled(&shape, x.dtype, z)] } else { vec![y] }
+}
+
+pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
+    if op.is::<ops::MatMul>() {
+        return Some(vec![matmul(&inputs[0], &inputs[1])]);
+    }
+    if let Some(op) = op.downcast_ref::<ops::SumTo>() {
+        return Some(vec![sum_to(&inputs[0], op.shape.dims())]);
+    }
+    op.downcast_ref::<ops::Linear>().map(|op| linear(op, inputs))
+}
+
+/// A NaN or an infinity in a row or column is one in the results that it takes part in.
+pub fn specials(op: &dyn Any) -> Option<Specials> {
+    (op.is::<ops::MatMul>() || op.is::<ops::SumTo>()).then_some(Specials::NotHuge)
 }

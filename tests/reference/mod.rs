@@ -10,9 +10,12 @@ pub mod dd;
 pub mod index;
 pub mod large;
 pub mod loss;
+pub mod matmul;
+pub mod norm;
 pub mod reduce;
 pub mod round;
 pub mod softmax;
+pub mod unary;
 
 use std::any::Any;
 
@@ -59,12 +62,29 @@ pub enum Specials {
 
 /// The outputs that `op` must have for `inputs`, or `None` if nobody has written its reference.
 pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
-    let families = [copy::expected, index::expected, reduce::expected, softmax::expected, loss::expected];
+    let families = [
+        copy::expected,
+        index::expected,
+        reduce::expected,
+        softmax::expected,
+        loss::expected,
+        matmul::expected,
+        norm::expected,
+        unary::expected,
+    ];
     families.iter().find_map(|f| f(op, inputs))
 }
 
 /// The special values that `op` is tried with, if any.
 pub fn specials(op: &dyn Any) -> Option<Specials> {
-    let families = [copy::specials, index::specials, reduce::specials, softmax::specials, loss::specials];
+    let families = [
+        copy::specials,
+        index::specials,
+        reduce::specials,
+        softmax::specials,
+        loss::specials,
+        matmul::specials,
+        unary::specials,
+    ];
     families.iter().find_map(|f| f(op))
 }
