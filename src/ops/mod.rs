@@ -7,8 +7,10 @@
 
 #![forbid(unsafe_code)]
 
+mod binary;
 pub mod cases;
 mod copy;
+mod dropout;
 mod extremum;
 mod index;
 mod join;
@@ -18,6 +20,7 @@ mod matmul;
 mod moments;
 mod norm;
 mod reduce;
+mod select;
 mod softmax;
 mod sum_to;
 mod unary;
@@ -30,8 +33,10 @@ use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
+pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use dropout::Dropout;
 pub use extremum::*;
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
@@ -41,6 +46,7 @@ pub use matmul::MatMul;
 pub use moments::*;
 pub use norm::*;
 pub use reduce::*;
+pub use select::Where;
 pub use softmax::*;
 pub use sum_to::SumTo;
 pub use unary::*;
@@ -119,7 +125,10 @@ pub trait Visitor {
 
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
+    binary::visit(visitor);
     copy::visit(visitor);
+    dropout::visit(visitor);
+    select::visit(visitor);
     norm::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);

@@ -136,6 +136,7 @@ macro_rules! by_kind {
         }
     };
 }
+pub(super) use by_kind;
 
 /// Refuses an element type, and says which are accepted.
 pub(super) fn refuse(op: &'static str, dtype: DType, integers: bool) -> Error {
@@ -301,13 +302,13 @@ impl Op for ActivationBackward {
         // The identity reads nothing: any second operand will do.
         let sources = [source(&inputs[0]), source(inputs.get(1).unwrap_or(&inputs[0]))];
         match inputs[0].dtype() {
-            DType::F64 => apply(dx, sources, &|[dy, saved]: [&[f64]; 2], dx: &mut [f64]| {
+            DType::F64 => apply(dx, sources, &|_, [dy, saved]: [&[f64]; 2], dx: &mut [f64]| {
                 vectorize(
                     #[inline(always)]
                     || of.backward_all(dy, saved, dx),
                 )
             }),
-            _ => apply(dx, sources, &|[dy, saved]: [&[f32]; 2], dx: &mut [f32]| {
+            _ => apply(dx, sources, &|_, [dy, saved]: [&[f32]; 2], dx: &mut [f32]| {
                 vectorize(
                     #[inline(always)]
                     || of.backward_all(dy, saved, dx),
