@@ -16,7 +16,10 @@ use warpsmith::{DType, Error, ErrorKind, Result, Tensor, dispatch};
 
 /// Ops whose inputs may be floats but that have no gradient, and why. Ops named `*_backward` need no entry: gradients are
 /// first-order only.
-const NO_GRADIENT: &[(&str, &str)] = &[];
+const NO_GRADIENT: &[(&str, &str)] = &[
+    ("argmax", "a place is no smooth function of the values"),
+    ("argmin", "a place is no smooth function of the values"),
+];
 
 /// Above this many elements over all inputs a full Jacobian takes too long for what it would add.
 const SMALL: usize = 200;

@@ -197,10 +197,10 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
         .map(|(t, mode)| if *mode == Mode::Skip { Ok(None) } else { t.write(op.name()).map(Some) })
         .collect::<Result<Vec<_>>>()?;
     let mut outs: Vec<Out<'_>> = Vec::with_capacity(outputs.len());
-    for (guard, (tensor, mode)) in guards.iter_mut().zip(outputs) {
+    for ((guard, (tensor, mode)), want) in guards.iter_mut().zip(outputs).zip(&plan.outputs) {
         outs.push(match guard {
             Some(guard) => Out::of(tensor, guard, *mode),
-            None => Out::new(&mut [], tensor.shape(), tensor.dtype(), Mode::Skip),
+            None => Out::new(&mut [], want.shape, want.dtype, Mode::Skip),
         });
     }
     body(op, device, inputs, &mut outs, plan.scratch)

@@ -51,7 +51,7 @@ pub fn output(got: &Tensor, want: &Expected, tolerance: Tolerance) -> Result<(),
     let mut worst: Option<(f64, usize)> = None;
     let mut wrong = 0;
     for (i, (&got, &value)) in values.iter().zip(&want.values).enumerate() {
-        let allowed = bound(tolerance, want.dtype, value, want.scale[i]);
+        let allowed = bound(tolerance, want.exact_as, value, want.scale[i]);
         let exact = tolerance == Tolerance::Exact;
         if !value_ok(want.dtype, got, value, (!exact).then_some(allowed)) {
             wrong += 1;
@@ -69,6 +69,6 @@ pub fn output(got: &Tensor, want: &Expected, tolerance: Tolerance) -> Result<(),
         want.values[i],
         want.scale[i],
         off / round::ulp(want.dtype, want.values[i]),
-        bound(tolerance, want.dtype, want.values[i], want.scale[i]),
+        bound(tolerance, want.exact_as, want.values[i], want.scale[i]),
     ))
 }
