@@ -181,17 +181,23 @@ impl Answers {
         if format == Format::Jsonl {
             return (0..self.rows()).try_for_each(|row| writeln!(out, "{}", self.object(row)));
         }
+        // The csv crate's own conversion hides what kind of error it was, and a closed pipe must be known for one.
+        let plain = |e: csv::Error| match e.into_kind() {
+            csv::ErrorKind::Io(e) => e,
+            other => std::io::Error::other(format!("{other:?}")),
+        };
         let mut csv = csv::Writer::from_writer(out);
         match &self.predictions {
             Predictions::Values(values) => {
-                csv.write_record(["value"])?;
-                values.iter().try_for_each(|value| csv.write_record([value.to_string()]))?;
+                csv.write_record(["value"]).map_err(plain)?;
+                values.iter().try_for_each(|value| csv.write_record([value.to_string()]).map_err(plain))?;
             }
             Predictions::Classes { names, classes, probabilities } => {
                 let columns = names.iter().map(|name| format!("p_{name}"));
-                csv.write_record(std::iter::once("class".to_owned()).chain(columns))?;
+                csv.write_record(std::iter::once("class".to_owned()).chain(columns)).map_err(plain)?;
                 for (&class, row) in classes.iter().zip(probabilities.chunks_exact(names.len())) {
-                    csv.write_record(std::iter::once(names[class].clone()).chain(row.iter().map(f32::to_string)))?;
+                    let cells = std::iter::once(names[class].clone()).chain(row.iter().map(f32::to_string));
+                    csv.write_record(cells).map_err(plain)?;
                 }
             }
         }
