@@ -191,8 +191,9 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A kernel: reads equally long slices and writes every element of the last argument.
-pub type Kernel<'k, W, V, const N: usize> = &'k (dyn Fn([&[W]; N], &mut [V]) + Sync);
+/// A kernel: reads equally long slices and writes every element of the last argument. The first argument is the number,
+/// in row-major order, of the first of them.
+pub type Kernel<'k, W, V, const N: usize> = &'k (dyn Fn(usize, [&[W]; N], &mut [V]) + Sync);
 
 /// Computes `out` from `sources`, all of the output's shape. `W` and `V` are the types that the sources and the output are
 /// computed in (see [`Work`]).
@@ -207,7 +208,7 @@ pub fn apply<W: Work, V: Work, const N: usize>(
     if dtype == V::DTYPE && !add && dense.iter().all(Option::is_some) {
         let dense = dense.map(Option::unwrap_or_default);
         return par::for_each_chunk_mut(bytemuck::cast_slice_mut::<u8, V>(bytes), CHUNK, |i, out| {
-            kernel(dense.map(|d| &d[i * CHUNK..][..out.len()]), out)
+            kernel(i * CHUNK, dense.map(|d| &d[i * CHUNK..][..out.len()]), out)
         });
     }
     par::for_each_chunk_mut(bytes, CHUNK * dtype.size(), |i, out| {
@@ -226,17 +227,17 @@ fn in_blocks<W: Work, V: Work, const N: usize>(
         std::array::from_fn(|_| Buffer { raw: [0; BLOCK], work: [W::default(); BLOCK], filled: false });
     let mut results = [V::default(); BLOCK];
     for (i, out_block) in out.bytes.chunks_mut(BLOCK * out.dtype.size()).enumerate() {
-        let len = out_block.len() / out.dtype.size();
+        let (at, len) = (first + i * BLOCK, out_block.len() / out.dtype.size());
         let mut sources = sources.iter().zip(&mut buffers);
         let mut load = || match sources.next() {
-            Some((source, buffer)) => source.load(first + i * BLOCK, len, buffer),
+            Some((source, buffer)) => source.load(at, len, buffer),
             None => &[],
         };
         let blocks: [&[W]; N] = std::array::from_fn(|_| load());
         if out.dtype == V::DTYPE && !out.add {
-            kernel(blocks, bytemuck::cast_slice_mut(out_block));
+            kernel(at, blocks, bytemuck::cast_slice_mut(out_block));
         } else {
-            kernel(blocks, &mut results[..len]);
+            kernel(at, blocks, &mut results[..len]);
             store(&results[..len], out_block, out.dtype, out.add);
         }
     }
@@ -252,16 +253,20 @@ fn widen<W: Element>(dtype: DType, raw: &[u8], work: &mut [W]) {
         }
         (DType::U8, _) => {
             let (zero, one) = (W::from_f64(0.0), W::from_f64(1.0));
-            vectorize(|| work.iter_mut().zip(raw).for_each(|(w, &m)| *w = if m != 0 { one } else { zero }));
+            vectorize(
+                #[inline(always)]
+                || work.iter_mut().zip(raw).for_each(|(w, &m)| *w = if m != 0 { one } else { zero }),
+            );
         }
         (from, to) => unreachable!("an elementwise kernel in {to} reads an operand of {from}"),
     }
 }
 
 fn widen_bf16(raw: &[bf16], work: &mut [f32]) {
-    vectorize(|| {
-        work.iter_mut().zip(raw).for_each(|(w, x)| *w = f32::from_bits(u32::from(x.to_bits()) << 16))
-    });
+    vectorize(
+        #[inline(always)]
+        || work.iter_mut().zip(raw).for_each(|(w, x)| *w = f32::from_bits(u32::from(x.to_bits()) << 16)),
+    );
 }
 
 /// Rounds to nearest even, as `bf16::from_f32`, without its branch.
@@ -281,7 +286,10 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
         (from, to) if from == to => {
             let out: &mut [V] = bytemuck::cast_slice_mut(out);
             if add {
-                vectorize(|| out.iter_mut().zip(results).for_each(|(o, &x)| *o = o.plus(x)));
+                vectorize(
+                    #[inline(always)]
+                    || out.iter_mut().zip(results).for_each(|(o, &x)| *o = o.plus(x)),
+                );
             } else {
                 out.copy_from_slice(results);
             }
@@ -290,7 +298,10 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
             let results: &[f32] = bytemuck::cast_slice(results);
             if add {
                 widen(dtype, out, wide);
-                vectorize(|| wide.iter_mut().zip(results).for_each(|(w, &x)| *w += x));
+                vectorize(
+                    #[inline(always)]
+                    || wide.iter_mut().zip(results).for_each(|(w, &x)| *w += x),
+                );
             } else {
                 wide.copy_from_slice(results);
             }
@@ -298,36 +309,61 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
                 bytemuck::cast_slice_mut::<u8, f16>(out).convert_from_f32_slice(wide);
             } else {
                 let out: &mut [bf16] = bytemuck::cast_slice_mut(out);
-                vectorize(|| out.iter_mut().zip(&*wide).for_each(|(o, &x)| *o = round_bf16(x)));
+                vectorize(
+                    #[inline(always)]
+                    || out.iter_mut().zip(&*wide).for_each(|(o, &x)| *o = round_bf16(x)),
+                );
             }
         }
         (from, to) => unreachable!("an elementwise kernel in {from} writes {to}"),
     }
 }
 
-/// The kernel that calls `f` for each element, as vector code.
-pub fn each1<W: Work, V: Work>(f: impl Fn(W) -> V + Sync + Copy) -> impl Fn([&[W]; 1], &mut [V]) + Sync {
-    move |[a]: [&[W]; 1], out: &mut [V]| {
-        vectorize(|| out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a)));
+/// The kernel that calls `f` for each element, as vector code: give it a closure marked `#[inline(always)]`.
+pub fn each1<W: Work, V: Work>(
+    f: impl Fn(W) -> V + Sync + Copy,
+) -> impl Fn(usize, [&[W]; 1], &mut [V]) + Sync {
+    move |_, [a]: [&[W]; 1], out: &mut [V]| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (out, &a) in out.iter_mut().zip(a) {
+                    *out = f(a);
+                }
+            },
+        );
     }
 }
 
 /// The kernel that calls `f` for each pair of elements, as vector code.
-pub fn each2<W: Work, V: Work>(f: impl Fn(W, W) -> V + Sync + Copy) -> impl Fn([&[W]; 2], &mut [V]) + Sync {
-    move |[a, b]: [&[W]; 2], out: &mut [V]| {
-        vectorize(|| out.iter_mut().zip(a.iter().zip(b)).for_each(|(out, (&a, &b))| *out = f(a, b)));
+pub fn each2<W: Work, V: Work>(
+    f: impl Fn(W, W) -> V + Sync + Copy,
+) -> impl Fn(usize, [&[W]; 2], &mut [V]) + Sync {
+    move |_, [a, b]: [&[W]; 2], out: &mut [V]| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                    *out = f(a, b);
+                }
+            },
+        );
     }
 }
 
 /// The kernel that calls `f` for each triple of elements, as vector code.
 pub fn each3<W: Work, V: Work>(
     f: impl Fn(W, W, W) -> V + Sync + Copy,
-) -> impl Fn([&[W]; 3], &mut [V]) + Sync {
-    move |[a, b, c]: [&[W]; 3], out: &mut [V]| {
-        vectorize(|| {
-            let operands = a.iter().zip(b.iter().zip(c));
-            out.iter_mut().zip(operands).for_each(|(out, (&a, (&b, &c)))| *out = f(a, b, c));
-        });
+) -> impl Fn(usize, [&[W]; 3], &mut [V]) + Sync {
+    move |_, [a, b, c]: [&[W]; 3], out: &mut [V]| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (out, (&a, (&b, &c))) in out.iter_mut().zip(a.iter().zip(b.iter().zip(c))) {
+                    *out = f(a, b, c);
+                }
+            },
+        );
     }
 }
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::DType;
 use crate::Result;
 use crate::cpu::pool::Block;
 use crate::cpu::{par, simd};
@@ -22,6 +23,13 @@ const SEGMENT: usize = 1 << 16;
 const ROWS: usize = 256;
 /// Elements that are worth a task of their own.
 pub const GRAIN: usize = 1 << 15;
+
+/// Runs `f`, for f32 as [`simd::vectorize`] does. The other types serve checks and small things; two more copies of every
+/// loop for each of them would double the time that building takes.
+#[inline(always)]
+pub fn vectorize<E: Element, R>(f: impl FnOnce() -> R) -> R {
+    if const { matches!(E::DTYPE, DType::F32) } { simd::vectorize(f) } else { f() }
+}
 
 /// A reduction: `join` over `term` of each element, from `identity`.
 ///
@@ -208,7 +216,7 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
 }
 
 /// `join` over `term` of the elements that share an index in the slices: the row kernel behind every reduction here. The
-/// slices must be of one length. Call it inside [`simd::vectorize`].
+/// slices must be of one length. Call it inside [`vectorize`].
 #[inline(always)]
 pub fn fold_slices<E: Copy, A: Copy, const N: usize>(
     xs: [&[E]; N],
@@ -264,12 +272,12 @@ pub fn fold_rows<E: Copy, F: Fold<E>>(
 }
 
 /// Joins `count` rows of `width` results pairwise into the first, in an order fixed by `count`.
-pub fn join_rows<A: Copy>(rows: &mut [A], count: usize, width: usize, join: impl Fn(A, A) -> A) {
+pub fn join_rows<A: Element>(rows: &mut [A], count: usize, width: usize, join: impl Fn(A, A) -> A) {
     let mut step = 1;
     while step < count {
         for i in (0..count - step).step_by(2 * step) {
             let (low, high) = rows[i * width..].split_at_mut(step * width);
-            simd::vectorize(|| {
+            vectorize::<A, _>(|| {
                 low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b))
             });
         }
@@ -358,7 +366,7 @@ impl Reduction {
                 [] | [(_, 1)] => Vec::new(),
                 _ => vec![E::default(); self.length.min(BLOCK)],
             };
-            simd::vectorize(|| {
+            vectorize::<E, _>(|| {
                 for (i, result) in (first..).zip(results) {
                     let (output, start) = (i / segments, i % segments * SEGMENT);
                     let end = self.length.min(start + SEGMENT);
@@ -433,7 +441,7 @@ impl Reduction {
             acc.fill(fold.identity());
             if fuse == 1 {
                 let starts: Vec<usize> = range.map(|i| base + position(&self.reduced, i)).collect();
-                simd::vectorize(|| fold_rows(fold, data, &starts, params, acc));
+                vectorize::<E, _>(|| fold_rows(fold, data, &starts, params, acc));
                 return;
             }
             let fused = range.len() / fuse;
@@ -441,7 +449,7 @@ impl Reduction {
             let rest: Vec<usize> =
                 (range.start + fused * fuse..range.end).map(|i| base + i * width).collect();
             let mut wide = vec![fold.identity(); fuse * width];
-            simd::vectorize(|| {
+            vectorize::<E, _>(|| {
                 fold_rows(fold, data, &starts, &params.repeat(fuse), &mut wide);
                 fold_rows(fold, data, &rest, params, acc);
             });
@@ -500,7 +508,7 @@ impl Reduction {
             let base = self.offset + position(kept, row) + from;
             let n = part.len();
             let targets = &targets[row * width + from..][..n];
-            simd::vectorize(|| {
+            vectorize::<E, _>(|| {
                 part.fill(0);
                 for i in (0..self.length).rev() {
                     let x = &data[base + position(&self.reduced, i)..][..n];
@@ -521,7 +529,7 @@ impl Reduction {
         // Whole blocks without leaving early, which vectorises.
         let row = &data[base..base + self.length];
         let has = |part: &&[E]| part.iter().fold(false, |any, &x| any | same(x, target));
-        let block = simd::vectorize(|| row.chunks(256).enumerate().find(|(_, part)| has(part)));
+        let block = vectorize::<E, _>(|| row.chunks(256).enumerate().find(|(_, part)| has(part)));
         block.map_or(0, |(b, part)| {
             b * 256 + part.iter().position(|&x| same(x, target)).expect("this block has it")
         })

@@ -3,7 +3,7 @@
 //!
 //! This is the one file under `cpu/` that contains `unsafe`. Everything public is safe to call: [`tile`] checks every
 //! extent it hands to a kernel, and [`MatMut`] can only be made from, and split into, memory that nobody else can write.
-//! There is one kernel body, generic over [`Lanes`]; the portable instance of it is the twin that the tests hold the
+//! There is one kernel body, generic over `Lanes`; the portable instance of it is the twin that the tests hold the
 //! AVX2 and AVX-512 instances against, bit for bit.
 
 #[cfg(test)]

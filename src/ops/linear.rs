@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::{ActivationBackward, Arg, Case, Cases, MatMul, Op, Plan, SumTo, Tolerance, Values, run, run1};
-use crate::cpu::gemm::{Accumulate, Activation, Epilogue, MatRef, gemm};
+use crate::cpu::activation::{Activation, Reads};
+use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, gemm};
 use crate::cpu::simd::MatMut;
 use crate::dtype::Float;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, grad_enabled};
@@ -26,7 +27,7 @@ pub struct Linear {
 
 /// Whether the derivative of an activation needs its argument (rather than its value).
 fn needs_pre(activation: Activation) -> bool {
-    matches!(activation, Activation::Gelu | Activation::GeluTanh | Activation::Silu)
+    activation.reads() == Reads::Input
 }
 
 impl Linear {
@@ -108,10 +109,8 @@ impl Op for Linear {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let dz = match self.activation {
             Activation::Identity => dy.clone(),
-            activation if self.keep_pre => {
-                run1(ActivationBackward { of: activation }, &[dy, &cx.output(1)?])?
-            }
-            activation => run1(ActivationBackward { of: activation }, &[dy, &cx.output(0)?])?,
+            activation if self.keep_pre => run1(ActivationBackward { activation }, &[dy, &cx.output(1)?])?,
+            activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?])?,
         };
         if cx.needs(0) {
             let w = cx.input(1)?;

@@ -7,16 +7,23 @@
 
 #![forbid(unsafe_code)]
 
+mod binary;
 pub mod cases;
 mod copy;
+mod dropout;
+mod extremum;
 mod index;
 mod join;
 mod linear;
 pub mod loss;
 mod matmul;
+mod moments;
+mod norm;
 mod reduce;
+mod select;
 mod softmax;
 mod sum_to;
+mod unary;
 
 use std::fmt::Debug;
 
@@ -26,16 +33,23 @@ use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
+pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use copy::{Cast, Contiguous};
+pub use dropout::Dropout;
+pub use extremum::*;
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
 pub use join::{Cat, Pad};
 pub use linear::Linear;
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 pub use matmul::MatMul;
+pub use moments::*;
+pub use norm::*;
 pub use reduce::*;
+pub use select::Where;
 pub use softmax::*;
 pub use sum_to::SumTo;
+pub use unary::*;
 
 /// The outputs of an op and the scratch memory it needs.
 #[derive(Clone, Debug)]
@@ -111,15 +125,22 @@ pub trait Visitor {
 
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
+    binary::visit(visitor);
     copy::visit(visitor);
+    dropout::visit(visitor);
+    select::visit(visitor);
+    norm::visit(visitor);
     index::visit(visitor);
     join::visit(visitor);
     linear::visit(visitor);
     matmul::visit(visitor);
     loss::visit(visitor);
     reduce::visit(visitor);
+    extremum::visit(visitor);
+    moments::visit(visitor);
     softmax::visit(visitor);
     sum_to::visit(visitor);
+    unary::visit(visitor);
 }
 
 /// Lists the op types of a family for [`visit_all`].

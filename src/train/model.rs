@@ -9,7 +9,7 @@ use super::spec::Mlp;
 use crate::data::{Target, Targets, Task};
 use crate::io::HostTensor;
 use crate::nn::{Activation, Cx, Linear, Module, Scope};
-use crate::ops::{CrossEntropy, Reduction};
+use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
 use crate::tensor::no_grad;
 use crate::{Arena, DType, Device, Error, ErrorKind, Result, Shape, Tensor};
 
@@ -137,9 +137,9 @@ impl Model {
     /// mean squared error of the scaled values.
     pub fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
         match self.architecture.task {
-            Task::Multiclass => outputs.cross_entropy(targets, None, CrossEntropy::default()),
+            Task::Multiclass => outputs.cross_entropy(targets, CrossEntropy::default()),
             Task::Binary => {
-                outputs.reshape(targets.shape())?.bce_with_logits(targets, None, None, Reduction::Mean)
+                outputs.reshape(targets.shape())?.bce_with_logits(targets, BceWithLogits::default())
             }
             Task::Regression => outputs.reshape(targets.shape())?.mse_loss(targets, Reduction::Mean),
         }

@@ -55,16 +55,19 @@ impl<'a, T: Float> Epilogue<'a, T> {
         let mut pre = self.pre.as_mut().map(|p| p.part(row, rows, col, cols));
         let bias = self.bias.map(|b| &b[col..col + cols]);
         let activation = self.activation;
-        vectorize(|| {
-            for i in 0..rows {
-                let y = strip.row(i);
-                add_bias(y, bias);
-                if let Some(pre) = &mut pre {
-                    pre.row(i).copy_from_slice(y);
+        vectorize(
+            #[inline(always)]
+            || {
+                for i in 0..rows {
+                    let y = strip.row(i);
+                    add_bias(y, bias);
+                    if let Some(pre) = &mut pre {
+                        pre.row(i).copy_from_slice(y);
+                    }
+                    activation.apply_all(y);
                 }
-                activation.apply_all(y);
-            }
-        });
+            },
+        );
     }
 
     /// Completes the sums in a buffer ([rows, stride], `swapped` when it holds columns) and stores them in `c`, which starts
@@ -92,19 +95,22 @@ impl<'a, T: Float> Epilogue<'a, T> {
             } else {
                 (&mut sums[at * stride..], stride)
             };
-            vectorize(|| {
-                for i in 0..height {
-                    let y = &mut block[i * block_stride..][..cols];
-                    if let Some(bias) = bias {
-                        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b.to_acc());
+            vectorize(
+                #[inline(always)]
+                || {
+                    for i in 0..height {
+                        let y = &mut block[i * block_stride..][..cols];
+                        if let Some(bias) = bias {
+                            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b.to_acc());
+                        }
+                        if let Some(pre) = &mut pre {
+                            narrow(y, pre.row(at + i));
+                        }
+                        activation.apply_all(y);
+                        narrow(y, c.row(at + i));
                     }
-                    if let Some(pre) = &mut pre {
-                        narrow(y, pre.row(at + i));
-                    }
-                    activation.apply_all(y);
-                    narrow(y, c.row(at + i));
-                }
-            });
+                },
+            );
         }
     }
 }
