@@ -29,10 +29,8 @@ const BATCH: usize = 64;
 const EPOCHS: u64 = 10;
 const SEED: u64 = 1;
 
-const BOOKS: [(&str, &str); 2] = [
-    ("genesis", include_str!("data/genesis.txt")),
-    ("shakespeare", include_str!("data/shakespeare.txt")),
-];
+const BOOKS: [(&str, &str); 2] =
+    [("genesis", include_str!("data/genesis.txt")), ("shakespeare", include_str!("data/shakespeare.txt"))];
 
 /// The passages and the number of the book that each is from.
 struct Passages {
@@ -58,7 +56,8 @@ impl Passages {
 
 /// The column of a word: FNV-1a, the same on every machine.
 fn column(word: &str) -> usize {
-    let hash = word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3));
+    let hash =
+        word.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3));
     // The high half is the better mixed one.
     ((hash >> 32) % FEATURES as u64) as usize
 }

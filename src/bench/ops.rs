@@ -125,7 +125,8 @@ impl OpsBench {
         let (mut along, mut squares) = (0.0, 0.0);
         let (mut above, mut below) = (Vec::new(), Vec::new());
         for (number, leaf) in leaves.iter().enumerate() {
-            let grad = grads.get(leaf).ok_or_else(|| wrong(name, format!("input {number} got no gradient")))?;
+            let grad =
+                grads.get(leaf).ok_or_else(|| wrong(name, format!("input {number} got no gradient")))?;
             let (x, grad) = (leaf.to_vec::<f32>()?, grad.to_f64_vec()?);
             let v = normal(x.len(), 6, number as u64);
             along += grad.iter().zip(&v).map(|(g, &v)| g * v as f64).sum::<f64>();
@@ -298,21 +299,44 @@ fn reductions(cases: &mut Cases) -> Result<()> {
     let x = cases.normal(&[N, N], 0)?;
     let sum = |values: &mut dyn Iterator<Item = &f32>| values.map(|&v| v as f64).sum::<f64>();
     cases.forward_only("sum_all", &[&x], |t| t[0].sum(&[], false), move |v, _| sum(&mut v[0].iter()));
-    cases.forward_only("sum_axis0", &[&x], |t| t[0].sum(&[0], false), move |v, i| {
-        sum(&mut v[0].iter().skip(i).step_by(N))
-    });
-    cases.forward_only("sum_axis1", &[&x], |t| t[0].sum(&[1], false), move |v, i| {
-        sum(&mut row_of(&v[0], i * N, N).iter())
-    });
-    cases.add("mean_all", &[&x], |t| t[0].mean(&[], false), move |v, _| sum(&mut v[0].iter()) / (N * N) as f64).probe = 0.1;
+    cases.forward_only(
+        "sum_axis0",
+        &[&x],
+        |t| t[0].sum(&[0], false),
+        move |v, i| sum(&mut v[0].iter().skip(i).step_by(N)),
+    );
+    cases.forward_only(
+        "sum_axis1",
+        &[&x],
+        |t| t[0].sum(&[1], false),
+        move |v, i| sum(&mut row_of(&v[0], i * N, N).iter()),
+    );
+    cases
+        .add("mean_all", &[&x], |t| t[0].mean(&[], false), move |v, _| sum(&mut v[0].iter()) / (N * N) as f64)
+        .probe = 0.1;
     let max = |row: &[f32]| row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     cases.add("max_axis1", &[&x], |t| t[0].max(&[1], false), move |v, i| max(row_of(&v[0], i * N, N)) as f64);
-    cases.forward_only("argmax_axis1", &[&x], |t| t[0].argmax(&[1], false), move |v, i| {
-        let row = row_of(&v[0], i * N, N);
-        row.iter().position(|&value| value == max(row)).unwrap_or(N) as f64
-    });
-    cases.add("softmax", &[&x], |t| t[0].softmax(1), |v, i| (v[0][i] as f64 - logsumexp(row_of(&v[0], i, N))).exp());
-    cases.add("log_softmax", &[&x], |t| t[0].log_softmax(1), |v, i| v[0][i] as f64 - logsumexp(row_of(&v[0], i, N)));
+    cases.forward_only(
+        "argmax_axis1",
+        &[&x],
+        |t| t[0].argmax(&[1], false),
+        move |v, i| {
+            let row = row_of(&v[0], i * N, N);
+            row.iter().position(|&value| value == max(row)).unwrap_or(N) as f64
+        },
+    );
+    cases.add(
+        "softmax",
+        &[&x],
+        |t| t[0].softmax(1),
+        |v, i| (v[0][i] as f64 - logsumexp(row_of(&v[0], i, N))).exp(),
+    );
+    cases.add(
+        "log_softmax",
+        &[&x],
+        |t| t[0].log_softmax(1),
+        |v, i| v[0][i] as f64 - logsumexp(row_of(&v[0], i, N)),
+    );
     let (weight, bias) = (cases.normal(&[N], 3)?, cases.normal(&[N], 2)?);
     cases.add(
         "layer_norm",
@@ -320,31 +344,46 @@ fn reductions(cases: &mut Cases) -> Result<()> {
         |t| t[0].layer_norm(N, Some(&t[1]), Some(&t[2]), 1e-5),
         |v, i| {
             let (mean, deviation) = moments(row_of(&v[0], i, N));
-            (v[0][i] as f64 - mean) / (deviation.powi(2) + 1e-5).sqrt() * v[1][i % N] as f64 + v[2][i % N] as f64
+            (v[0][i] as f64 - mean) / (deviation.powi(2) + 1e-5).sqrt() * v[1][i % N] as f64
+                + v[2][i % N] as f64
         },
     );
-    cases.add("rms_norm", &[&x, &weight], |t| t[0].rms_norm(N, Some(&t[1]), 1e-6), |v, i| {
-        let (mean, deviation) = moments(row_of(&v[0], i, N));
-        v[0][i] as f64 / (mean.powi(2) + deviation.powi(2) + 1e-6).sqrt() * v[1][i % N] as f64
-    });
+    cases.add(
+        "rms_norm",
+        &[&x, &weight],
+        |t| t[0].rms_norm(N, Some(&t[1]), 1e-6),
+        |v, i| {
+            let (mean, deviation) = moments(row_of(&v[0], i, N));
+            v[0][i] as f64 / (mean.powi(2) + deviation.powi(2) + 1e-6).sqrt() * v[1][i % N] as f64
+        },
+    );
     Ok(())
 }
 
 fn losses(cases: &mut Cases) -> Result<()> {
     let (x, other) = (cases.normal(&[N, N], 0)?, cases.normal(&[N, N], 1)?);
     let (classes, target) = cases.below(&[N], N, 0)?;
-    cases.loss("cross_entropy", &x, move |x| x.cross_entropy(&target, CrossEntropy::default()), move |x| {
-        mean_of(N, |row| logsumexp(&x[row * N..][..N]) - x[row * N + classes[row] as usize] as f64)
-    });
+    cases.loss(
+        "cross_entropy",
+        &x,
+        move |x| x.cross_entropy(&target, CrossEntropy::default()),
+        move |x| mean_of(N, |row| logsumexp(&x[row * N..][..N]) - x[row * N + classes[row] as usize] as f64),
+    );
     let halves: Vec<f32> = below(N * N, 2, 2, 1).into_iter().map(|v| v as f32).collect();
     let target = Tensor::from_slice(&halves, [N, N], cases.device)?;
-    cases.loss("bce_with_logits", &x, move |x| x.bce_with_logits(&target, BceWithLogits::default()), move |x| {
-        mean_of(N * N, |i| (x[i] as f64).exp().ln_1p() - x[i] as f64 * halves[i] as f64)
-    });
+    cases.loss(
+        "bce_with_logits",
+        &x,
+        move |x| x.bce_with_logits(&target, BceWithLogits::default()),
+        move |x| mean_of(N * N, |i| (x[i] as f64).exp().ln_1p() - x[i] as f64 * halves[i] as f64),
+    );
     let values: Vec<f32> = other.to_vec()?;
-    cases.loss("mse", &x, move |x| x.mse_loss(&other, Reduction::Mean), move |x| {
-        mean_of(N * N, |i| (x[i] as f64 - values[i] as f64).powi(2))
-    });
+    cases.loss(
+        "mse",
+        &x,
+        move |x| x.mse_loss(&other, Reduction::Mean),
+        move |x| mean_of(N * N, |i| (x[i] as f64 - values[i] as f64).powi(2)),
+    );
     Ok(())
 }
 
@@ -353,24 +392,37 @@ fn products(cases: &mut Cases) -> Result<()> {
         a.zip(b).map(|(&a, &b)| a as f64 * b as f64).sum::<f64>()
     };
     let (a, b) = (cases.normal(&[512, 512], 4)?, cases.normal(&[512, 512], 5)?);
-    cases.add("matmul_512", &[&a, &b], |t| t[0].matmul(&t[1]), move |v, i| {
-        dot(&mut row_of(&v[0], i, 512).iter(), &mut v[1].iter().skip(i % 512).step_by(512))
-    });
+    cases.add(
+        "matmul_512",
+        &[&a, &b],
+        |t| t[0].matmul(&t[1]),
+        move |v, i| dot(&mut row_of(&v[0], i, 512).iter(), &mut v[1].iter().skip(i % 512).step_by(512)),
+    );
     let (a, b) = (cases.normal(&[16, 128, 128], 4)?, cases.normal(&[16, 128, 128], 5)?);
-    cases.add("matmul_batched", &[&a, &b], |t| t[0].matmul(&t[1]), move |v, i| {
-        let matrix = row_of(&v[1], i, 128 * 128);
-        dot(&mut row_of(&v[0], i, 128).iter(), &mut matrix.iter().skip(i % 128).step_by(128))
-    });
-    let (x, weight, bias) = (cases.normal(&[256, 1000], 4)?, cases.normal(&[500, 1000], 5)?, cases.normal(&[500], 6)?);
+    cases.add(
+        "matmul_batched",
+        &[&a, &b],
+        |t| t[0].matmul(&t[1]),
+        move |v, i| {
+            let matrix = row_of(&v[1], i, 128 * 128);
+            dot(&mut row_of(&v[0], i, 128).iter(), &mut matrix.iter().skip(i % 128).step_by(128))
+        },
+    );
+    let (x, weight, bias) =
+        (cases.normal(&[256, 1000], 4)?, cases.normal(&[500, 1000], 5)?, cases.normal(&[500], 6)?);
     let linear = move |v: &[Vec<f32>], i: usize| {
         let (row, column) = (i / 500, i % 500);
-        dot(&mut v[0][row * 1000..][..1000].iter(), &mut v[1][column * 1000..][..1000].iter()) + v[2][column] as f64
+        dot(&mut v[0][row * 1000..][..1000].iter(), &mut v[1][column * 1000..][..1000].iter())
+            + v[2][column] as f64
     };
     let inputs = [&x, &weight, &bias];
     cases.add("linear", &inputs, |t| t[0].linear(&t[1], Some(&t[2]), Activation::Identity), linear);
-    cases.add("linear_relu", &inputs, |t| t[0].linear(&t[1], Some(&t[2]), Activation::Relu), move |v, i| {
-        linear(v, i).max(0.0)
-    });
+    cases.add(
+        "linear_relu",
+        &inputs,
+        |t| t[0].linear(&t[1], Some(&t[2]), Activation::Relu),
+        move |v, i| linear(v, i).max(0.0),
+    );
     Ok(())
 }
 
@@ -378,25 +430,52 @@ fn moving(cases: &mut Cases) -> Result<()> {
     let (x, other) = (cases.normal(&[N, N], 0)?, cases.normal(&[N, N], 1)?);
     let table = cases.normal(&[10_000, 256], 7)?;
     let (ids, index) = cases.below(&[4096], 10_000, 3)?;
-    cases.add("embedding", &[&table], move |t| t[0].embedding(&index), move |v, i| {
-        v[0][ids[i / 256] as usize * 256 + i % 256] as f64
-    });
+    cases.add(
+        "embedding",
+        &[&table],
+        move |t| t[0].embedding(&index),
+        move |v, i| v[0][ids[i / 256] as usize * 256 + i % 256] as f64,
+    );
     let (columns, index) = cases.below(&[N, N], N, 4)?;
-    cases.add("gather", &[&x], move |t| t[0].gather(1, &index), move |v, i| v[0][i / N * N + columns[i] as usize] as f64);
+    cases.add(
+        "gather",
+        &[&x],
+        move |t| t[0].gather(1, &index),
+        move |v, i| v[0][i / N * N + columns[i] as usize] as f64,
+    );
     let (rows, index) = cases.below(&[N], N, 5)?;
-    cases.add("index_select", &[&x], move |t| t[0].index_select(0, &index), move |v, i| {
-        v[0][rows[i / N] as usize * N + i % N] as f64
-    });
+    cases.add(
+        "index_select",
+        &[&x],
+        move |t| t[0].index_select(0, &index),
+        move |v, i| v[0][rows[i / N] as usize * N + i % N] as f64,
+    );
     let inputs = [&x, &other];
-    cases.forward_only("cat_axis0", &inputs, |t| Tensor::cat(&[&t[0], &t[1]], 0), |v, i| v[i / (N * N)][i % (N * N)] as f64);
-    cases.forward_only("cat_axis1", &inputs, |t| Tensor::cat(&[&t[0], &t[1]], 1), |v, i| {
-        let (row, column) = (i / (2 * N), i % (2 * N));
-        v[column / N][row * N + column % N] as f64
-    });
-    cases.forward_only("transpose_copy", &[&x], |t| t[0].t()?.contiguous(), |v, i| v[0][i % N * N + i / N] as f64);
+    cases.forward_only(
+        "cat_axis0",
+        &inputs,
+        |t| Tensor::cat(&[&t[0], &t[1]], 0),
+        |v, i| v[i / (N * N)][i % (N * N)] as f64,
+    );
+    cases.forward_only(
+        "cat_axis1",
+        &inputs,
+        |t| Tensor::cat(&[&t[0], &t[1]], 1),
+        |v, i| {
+            let (row, column) = (i / (2 * N), i % (2 * N));
+            v[column / N][row * N + column % N] as f64
+        },
+    );
+    cases.forward_only(
+        "transpose_copy",
+        &[&x],
+        |t| t[0].t()?.contiguous(),
+        |v, i| v[0][i % N * N + i / N] as f64,
+    );
     let arena = Arena::new(DType::F32, cases.device)?;
     let dropped: Vec<bool> = {
-        let y = Cx::train(arena.step_block(), 3)?.dropout(&Tensor::ones([N, N], DType::F32, cases.device)?, 0.5)?;
+        let y = Cx::train(arena.step_block(), 3)?
+            .dropout(&Tensor::ones([N, N], DType::F32, cases.device)?, 0.5)?;
         y.to_vec::<f32>()?.iter().map(|&v| v == 0.0).collect()
     };
     let share = dropped.iter().filter(|&&d| d).count() as f64 / dropped.len() as f64;
@@ -404,9 +483,14 @@ fn moving(cases: &mut Cases) -> Result<()> {
     if (share - 0.5).abs() > 0.005 {
         return Err(wrong("dropout", format!("it drops {share} of the elements")));
     }
-    cases.add("dropout", &[&x], move |t| Cx::train(arena.step_block(), 3)?.dropout(&t[0], 0.5), move |v, i| {
-        if dropped[i] { 0.0 } else { 2.0 * v[0][i] as f64 }
-    });
+    cases.add(
+        "dropout",
+        &[&x],
+        move |t| Cx::train(arena.step_block(), 3)?.dropout(&t[0], 0.5),
+        move |v, i| {
+            if dropped[i] { 0.0 } else { 2.0 * v[0][i] as f64 }
+        },
+    );
     Ok(())
 }
 
@@ -416,7 +500,9 @@ mod tests {
 
     #[test]
     fn erf_is_that_of_the_tables() {
-        for (x, value) in [(0.0, 0.0), (0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (-2.0, -0.9953222650189527)] {
+        for (x, value) in
+            [(0.0, 0.0), (0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (-2.0, -0.9953222650189527)]
+        {
             approx::assert_abs_diff_eq!(erf(x), value, epsilon = 1e-14);
         }
     }

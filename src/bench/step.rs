@@ -63,7 +63,11 @@ impl StepBench {
         let architecture = Architecture::new(task, self.inputs, self.outputs, self.mlp.clone());
         let model = Model::new(architecture, self.seed, self.device)?;
         let mut adam = Optimizer::new(model.arena(), Adam::default(), 1e-3)?;
-        let x = Tensor::from_slice(&normal(batch * self.inputs, self.seed, 1), [batch, self.inputs], self.device)?;
+        let x = Tensor::from_slice(
+            &normal(batch * self.inputs, self.seed, 1),
+            [batch, self.inputs],
+            self.device,
+        )?;
         let targets = model.targets(&Targets::Classes(below(batch, self.outputs.max(2), self.seed, 2)))?;
 
         let loss = || no_grad(|| model.loss(&model.forward(&mut Cx::eval(), &x)?, &targets)?.item());
@@ -86,7 +90,8 @@ impl StepBench {
         }
         let after = loss()?;
         if !(before.is_finite() && after < before) {
-            let message = format!("the loss was {before} before {} steps and is {after}", self.warmup + times.len());
+            let message =
+                format!("the loss was {before} before {} steps and is {after}", self.warmup + times.len());
             return Err(wrong("the training step", message));
         }
         let times = Times::sorted(times);
@@ -119,7 +124,10 @@ mod tests {
                 device: Device::cpu(),
             };
             let row = bench.run(24).unwrap();
-            assert!(row.min_ms > 0.0 && row.min_ms <= row.median_ms && row.median_ms <= row.p90_ms, "{row:?}");
+            assert!(
+                row.min_ms > 0.0 && row.min_ms <= row.median_ms && row.median_ms <= row.p90_ms,
+                "{row:?}"
+            );
             assert!(row.steps == 12 && row.loss.1 < row.loss.0, "{row:?}");
         }
     }

@@ -83,7 +83,11 @@ struct How {
 
 impl How {
     /// Opens the model and lets `f` use it, on the threads asked for.
-    fn with_model<R: Send>(&self, dir: &Path, f: impl FnOnce(&Predictor, Log) -> Result<R> + Send) -> Result<R> {
+    fn with_model<R: Send>(
+        &self,
+        dir: &Path,
+        f: impl FnOnce(&Predictor, Log) -> Result<R> + Send,
+    ) -> Result<R> {
         let log = Log { quiet: self.quiet };
         let device = super::open_device(Some(&self.device), &log)?;
         super::with_threads(self.threads, || f(&Predictor::open(dir, device)?, log))
@@ -142,7 +146,9 @@ pub(super) fn predict(args: PredictArgs) -> Result<()> {
     })?;
     match (&args.output, args.how.json) {
         (Some(file), json) => {
-            write_atomically(file, |out| answers.write(out, format).map_err(|e| Error::io(file, "write", e)))?;
+            write_atomically(file, |out| {
+                answers.write(out, format).map_err(|e| Error::io(file, "write", e))
+            })?;
             let (file, rows) = (file.display().to_string(), answers.rows());
             if json {
                 return output::json_to_stdout(&json!({ "rows": rows, "output": file }));
@@ -216,7 +222,9 @@ impl Answers {
                 let probabilities = &probabilities[row * names.len()..];
                 // By way of the shortest text, so that 0.1 is not printed as 0.10000000149011612.
                 let short = |p: f32| p.to_string().parse::<f64>().unwrap_or_else(|_| p.into());
-                object.extend(names.iter().zip(probabilities).map(|(name, &p)| (format!("p_{name}"), short(p).into())));
+                object.extend(
+                    names.iter().zip(probabilities).map(|(name, &p)| (format!("p_{name}"), short(p).into())),
+                );
                 Value::Object(object)
             }
         }

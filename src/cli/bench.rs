@@ -117,7 +117,11 @@ fn positive(flag: &str, seconds: f64) -> Result<Duration> {
 }
 
 fn step(args: StepArgs) -> Result<()> {
-    for (flag, n) in [("--inputs", Some(&args.inputs)), ("--outputs", Some(&args.outputs)), ("--batch", args.batch.iter().min())] {
+    for (flag, n) in [
+        ("--inputs", Some(&args.inputs)),
+        ("--outputs", Some(&args.outputs)),
+        ("--batch", args.batch.iter().min()),
+    ] {
         if n == Some(&0) {
             return Err(Error::argument(format!("{flag} 0: expected at least 1")));
         }
@@ -170,7 +174,11 @@ fn step(args: StepArgs) -> Result<()> {
         writeln!(o, "{:>8} {:>12} {:>12} {:>12} {:>8}", "batch", "median ms", "min ms", "p90 ms", "steps")?;
         for row in &rows {
             let (batch, steps) = (row.batch, row.steps);
-            writeln!(o, "{batch:8} {:12.4} {:12.4} {:12.4} {steps:8}", row.median_ms, row.min_ms, row.p90_ms)?;
+            writeln!(
+                o,
+                "{batch:8} {:12.4} {:12.4} {:12.4} {steps:8}",
+                row.median_ms, row.min_ms, row.p90_ms
+            )?;
         }
         Ok(())
     })
@@ -180,10 +188,14 @@ fn ops(args: OpsArgs) -> Result<()> {
     let log = Log { quiet: args.how.quiet };
     let device = super::open_device(Some(&args.how.device), &log)?;
     let bench = OpsBench { only: args.only, time: positive("--seconds", args.seconds)?, device };
-    let (rows, threads) = super::with_threads(args.how.threads, || Ok((bench.run()?, crate::cpu::par::threads())))?;
+    let (rows, threads) =
+        super::with_threads(args.how.threads, || Ok((bench.run()?, crate::cpu::par::threads())))?;
     if args.how.json {
-        let rows: Vec<Value> = rows.iter().map(|row| json!({ "op": row.op, "median_us": row.median_us })).collect();
-        return output::json_to_stdout(&json!({ "device": device.to_string(), "threads": threads, "rows": rows }));
+        let rows: Vec<Value> =
+            rows.iter().map(|row| json!({ "op": row.op, "median_us": row.median_us })).collect();
+        return output::json_to_stdout(
+            &json!({ "device": device.to_string(), "threads": threads, "rows": rows }),
+        );
     }
     output::to_stdout(|o| {
         writeln!(o, "{device}, {threads} threads")?;

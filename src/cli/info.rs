@@ -99,7 +99,8 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         writeln!(o, "model      {}{note}", folder.path().display())?;
         writeln!(o, "written by warpsmith {}, format {}", file.warpsmith, file.format)?;
         let mlp = &architecture.mlp;
-        let activation = mlp.activation.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+        let activation =
+            mlp.activation.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
         let (inputs, outputs) = (architecture.inputs, architecture.outputs);
         write!(o, "network    {mlp} ({activation}), {inputs} inputs, {outputs} outputs")?;
         writeln!(o, ", {} parameters", thousands(parameters as u64))?;
@@ -114,7 +115,8 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         for (key, value) in &file.source {
             writeln!(o, "{key:10} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
         }
-        let optimizer = training.optimizer.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+        let optimizer =
+            training.optimizer.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
         write!(o, "training   {optimizer}, lr {}, {}", training.lr, training.schedule)?;
         writeln!(o, ", batch {}, seed {}", training.batch, training.seed)?;
         let (done, of, kept) = (progress.epoch, training.epochs, progress.best_epoch);

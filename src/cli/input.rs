@@ -45,7 +45,9 @@ impl Source {
         match self {
             Source::Digits => Vec::new(),
             Source::Csv(file) => vec![file],
-            Source::Npy { x, y } => [Some(x), y.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect(),
+            Source::Npy { x, y } => {
+                [Some(x), y.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
+            }
         }
     }
 
@@ -107,7 +109,8 @@ fn read_npy(x: &Path, y: Option<&Path>, target: &str) -> Result<Table> {
     let Some(y) = y else { return Ok(table) };
     let vector = npy::read(y)?;
     if !matches!(vector.shape(), [_] | [_, 1]) {
-        let message = format!("expected one target a row, [rows] or [rows, 1], found the shape {:?}", vector.shape());
+        let message =
+            format!("expected one target a row, [rows] or [rows, 1], found the shape {:?}", vector.shape());
         return Err(Error::data(y, message));
     }
     table.with_numbers(y, target, &values(&vector)?)
@@ -122,9 +125,15 @@ mod tests {
         let stem = |text: &str| Source::parse(text).unwrap().stem();
         assert_eq!(Source::parse("digits").unwrap(), Source::Digits);
         assert_eq!(Source::parse("./digits").unwrap(), Source::Csv("./digits".into()));
-        assert_eq!(Source::parse("a.npy,b.npy").unwrap(), Source::Npy { x: "a.npy".into(), y: Some("b.npy".into()) });
+        assert_eq!(
+            Source::parse("a.npy,b.npy").unwrap(),
+            Source::Npy { x: "a.npy".into(), y: Some("b.npy".into()) }
+        );
         assert_eq!(Source::parse("a,b.csv").unwrap(), Source::Csv("a,b.csv".into()));
-        assert_eq!((stem("x/wine.csv.gz"), stem("wine"), stem("a/X.npy,Y.npy")), ("wine".into(), "wine".into(), "X".into()));
+        assert_eq!(
+            (stem("x/wine.csv.gz"), stem("wine"), stem("a/X.npy,Y.npy")),
+            ("wine".into(), "wine".into(), "X".into())
+        );
         assert!(Source::parse("").is_err());
     }
 }

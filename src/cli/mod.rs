@@ -115,9 +115,12 @@ fn completions(shell: clap_complete::Shell) -> Result<()> {
 fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload().downcast_ref::<&str>().copied();
-        let text = text.or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
+        let text =
+            text.or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
         let place = panic.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
-        output::to_stderr(&format!("error: {text}{place}\nhelp: this is a bug in warpsmith; please report it"));
+        output::to_stderr(&format!(
+            "error: {text}{place}\nhelp: this is a bug in warpsmith; please report it"
+        ));
         std::process::exit(70);
     }));
 }

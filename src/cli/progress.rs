@@ -34,7 +34,9 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let template = "{bar:24} {msg}  at most {eta} left";
         // The template is ours and has been tried: were it wrong, the default style would do.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         bar.set_message(format!("epoch {}/{epochs}", done + 1));
         Progress::Bar { epochs, bar }
     }
@@ -52,7 +54,9 @@ fn line(report: &EpochReport, epochs: u64) -> String {
     if let Some(loss) = report.val_loss {
         text += &format!("  val_loss {loss:.4}");
     }
-    for (name, value) in report.val_metrics.iter().filter(|(name, _)| ["accuracy", "r2"].contains(&name.as_str())) {
+    for (name, value) in
+        report.val_metrics.iter().filter(|(name, _)| ["accuracy", "r2"].contains(&name.as_str()))
+    {
         text += &format!("  val_{name} {value:.4}");
     }
     text + &format!("  {} rows/s", thousands(report.samples_per_second as u64))

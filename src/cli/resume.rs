@@ -39,8 +39,11 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
     let trainer = Trainer::resume(data, &folder, file, config.clone(), device, &out)?;
     let done = trainer.progress().epoch;
     if config.epochs < done {
-        let message = format!("--epochs {}: the model in {} has been trained for {done}", config.epochs, dir.display());
-        return Err(Error::argument(message).with_help("--epochs counts all epochs, those of the first run included"));
+        let message =
+            format!("--epochs {}: the model in {} has been trained for {done}", config.epochs, dir.display());
+        return Err(
+            Error::argument(message).with_help("--epochs counts all epochs, those of the first run included")
+        );
     }
     Ok(Run { trainer, out, config, title })
 }
@@ -119,7 +122,8 @@ fn resumed_config(given: &Settings, saved: &TrainConfig) -> Result<TrainConfig> 
             "--epochs {epochs}: the schedule {} was laid out for {} epochs by the first run",
             saved.schedule, saved.horizon
         );
-        return Err(Error::argument(message).with_help("train anew, with --horizon for the epochs of all runs together"));
+        return Err(Error::argument(message)
+            .with_help("train anew, with --horizon for the epochs of all runs together"));
     }
     Ok(TrainConfig { epochs, horizon: if fixed { saved.horizon } else { epochs }, ..saved.clone() })
 }

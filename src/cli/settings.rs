@@ -154,7 +154,8 @@ impl Settings {
 
     pub(super) fn to_table(&self) -> Result<toml::Table> {
         // Numbers beyond TOML's were refused by `check`.
-        toml::Table::try_from(self).map_err(|e| Error::internal("settings cannot be written as TOML").caused_by(e))
+        toml::Table::try_from(self)
+            .map_err(|e| Error::internal("settings cannot be written as TOML").caused_by(e))
     }
 
     pub(super) fn from_table(table: toml::Table) -> Result<Settings, toml::de::Error> {
@@ -169,7 +170,9 @@ impl Settings {
         }
         for (flag, share) in [("--test-split", self.test_split), ("--val-split", self.val_split)] {
             if let Some(share) = share.filter(|share| !(0.0..1.0).contains(share)) {
-                return Err(Error::argument(format!("{flag} {share}: expected a share of at least 0 and below 1")));
+                return Err(Error::argument(format!(
+                    "{flag} {share}: expected a share of at least 0 and below 1"
+                )));
             }
         }
         for (flag, count) in [("--limit", self.limit), ("--threads", self.threads)] {
@@ -200,7 +203,10 @@ impl Settings {
     /// Refuses settings that contradict each other.
     fn check_together(&self) -> Result<()> {
         let optimizer = self.optimizer.unwrap_or_default();
-        if self.momentum.is_some() && self.resume.is_none() && matches!(optimizer, OptimizerKind::Adam | OptimizerKind::AdamW) {
+        if self.momentum.is_some()
+            && self.resume.is_none()
+            && matches!(optimizer, OptimizerKind::Adam | OptimizerKind::AdamW)
+        {
             return Err(Error::argument("--momentum is for sgd and rmsprop; adam and adamw have none")
                 .with_help("add --optimizer sgd, or leave --momentum out"));
         }
@@ -268,9 +274,14 @@ impl Settings {
         if text.ends_with(".toml") && Path::new(text).is_file() {
             return Ok(None);
         }
-        let what = if text.ends_with(".toml") { "there is no such file" } else { "neither mlp:… nor a .toml file" };
-        Err(Error::argument(format!("--model {text}: {what}"))
-            .with_help("give the widths of the hidden layers as in mlp:256,128 (mlp: alone for none), or a TOML file"))
+        let what = if text.ends_with(".toml") {
+            "there is no such file"
+        } else {
+            "neither mlp:… nor a .toml file"
+        };
+        Err(Error::argument(format!("--model {text}: {what}")).with_help(
+            "give the widths of the hidden layers as in mlp:256,128 (mlp: alone for none), or a TOML file",
+        ))
     }
 }
 
@@ -297,9 +308,11 @@ fn read_config(file: &Path) -> Result<toml::Table> {
 }
 
 fn read_mlp(file: &Path) -> Result<Mlp> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the model's description", e))?;
+    let text =
+        std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the model's description", e))?;
     let mlp: Mlp = toml::from_str(&text).map_err(|e| {
-        toml_error(file, &text, &e).with_help("expected hidden = [256, 128], and if wanted activation and dropout")
+        toml_error(file, &text, &e)
+            .with_help("expected hidden = [256, 128], and if wanted activation and dropout")
     })?;
     mlp.check().map_err(|e| Error::data(file, e.message()))?;
     Ok(mlp)
@@ -336,7 +349,9 @@ mod tests {
 
     #[test]
     fn settings_come_back_from_a_table() {
-        let settings = given("data = 'a.csv'\nschedule = 'step:3,0.5'\noptimizer = 'rmsprop'\ntask = 'auto'\nval-split = 0");
+        let settings = given(
+            "data = 'a.csv'\nschedule = 'step:3,0.5'\noptimizer = 'rmsprop'\ntask = 'auto'\nval-split = 0",
+        );
         assert_eq!(Settings::from_table(settings.to_table().unwrap()).unwrap(), settings);
     }
 
@@ -350,9 +365,25 @@ mod tests {
     #[test]
     fn bad_values_are_usage_errors() {
         for text in [
-            "lr = 0.0", "lr = -1.0", "lr = nan", "batch = 0", "epochs = 0", "model = 'mlp:0'", "model = 'resnet'",
-            "model = 'absent.toml'", "dropout = 1.0", "test-split = 1.0", "val-split = -0.1", "limit = 0", "threads = 0",
-            "device = 'tpu'", "clip = 0.0", "momentum = 1.0", "data = ''", "warmup = -1.0", "horizon = 0",
+            "lr = 0.0",
+            "lr = -1.0",
+            "lr = nan",
+            "batch = 0",
+            "epochs = 0",
+            "model = 'mlp:0'",
+            "model = 'resnet'",
+            "model = 'absent.toml'",
+            "dropout = 1.0",
+            "test-split = 1.0",
+            "val-split = -0.1",
+            "limit = 0",
+            "threads = 0",
+            "device = 'tpu'",
+            "clip = 0.0",
+            "momentum = 1.0",
+            "data = ''",
+            "warmup = -1.0",
+            "horizon = 0",
         ] {
             let error = given(text).check().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Argument, "{text}: {error}");

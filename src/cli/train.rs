@@ -164,7 +164,14 @@ fn default_out(source: &Source, model: &str) -> PathBuf {
     Path::new("runs").join(name.trim_start_matches('.'))
 }
 
-fn train(run: Run, settings: &Settings, device: Device, log: Log, stop: &AtomicBool, start: Instant) -> Result<()> {
+fn train(
+    run: Run,
+    settings: &Settings,
+    device: Device,
+    log: Log,
+    stop: &AtomicBool,
+    start: Instant,
+) -> Result<()> {
     let Run { mut trainer, out, config, title } = run;
     log.note(&format!("training {title}"));
     let parameters = trainer.model().arena().numel()?;
@@ -226,7 +233,8 @@ mod tests {
 
     #[test]
     fn the_default_folder_is_named_after_data_and_model() {
-        let out = |data: &str, model: &str| default_out(&Source::parse(data).unwrap(), model).display().to_string();
+        let out =
+            |data: &str, model: &str| default_out(&Source::parse(data).unwrap(), model).display().to_string();
         assert_eq!(out("digits", "mlp:256,128"), "runs/digits-mlp-256-128");
         assert_eq!(out("a/my data.csv.gz", "mlp:"), "runs/my_data-mlp");
         assert_eq!(out("a/X.npy,b/Y.npy", "nets/small.toml"), "runs/X-small");
