@@ -13,8 +13,10 @@ use crate::cpu::{par, simd};
 use crate::dtype::{Element, Float, Real};
 use crate::shape::Layout;
 
-/// Chains along a row: four vectors of 16 floats, enough to hide the latency of an addition.
-const LANES: usize = 64;
+/// f32 in a vector of AVX-512.
+const VECTOR: usize = 16;
+/// Chains along a row: four vectors, enough to hide the latency of an addition.
+const LANES: usize = 4 * VECTOR;
 /// Elements of a row that one set of chains runs over: 32 additions a chain.
 const BLOCK: usize = 2048;
 /// Elements of a row that one thread takes at a time.
@@ -192,36 +194,48 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
         #[inline(always)]
         |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) },
     );
-    if n < 16 {
+    if n < VECTOR {
         return (0..n).fold(identity, |a, i| join(a, term(at(i))));
     }
-    let mut acc = [identity; LANES];
+    // Only constant indices into the chains, so that they can stay in registers: the odd end has chains of its own.
+    let mut acc = [identity; VECTOR];
     let wide = n / LANES * LANES;
-    for i in (0..wide).step_by(LANES) {
-        let part: [&[E; LANES]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
-        for l in 0..LANES {
+    if wide > 0 {
+        let mut chains = [identity; LANES];
+        for i in (0..wide).step_by(LANES) {
+            let part: [&[E; LANES]; N] =
+                std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
+            for l in 0..LANES {
+                chains[l] = join(chains[l], term(std::array::from_fn(|k| part[k][l])));
+            }
+        }
+        for l in 0..VECTOR {
+            let even = join(chains[l], chains[l + 2 * VECTOR]);
+            acc[l] = join(even, join(chains[l + VECTOR], chains[l + 3 * VECTOR]));
+        }
+    }
+    let vectors = n / VECTOR * VECTOR;
+    for i in (wide..vectors).step_by(VECTOR) {
+        let part: [&[E; VECTOR]; N] =
+            std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
+        for l in 0..VECTOR {
             acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
         }
     }
-    let vectors = n / 16 * 16;
-    for i in (wide..vectors).step_by(16) {
-        let part: [&[E; 16]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
-        for l in 0..16 {
-            acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
-        }
-    }
+    let mut rest = [identity; VECTOR];
     for i in vectors..n {
-        let l = 16 + i - vectors;
-        acc[l] = join(acc[l], term(at(i)));
+        rest[i - vectors] = term(at(i));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            acc[l] = join(acc[l], acc[l + width]);
-        }
-        width /= 2;
+    for l in 0..VECTOR {
+        acc[l] = join(acc[l], rest[l]);
     }
-    acc[0]
+    for l in 0..8 {
+        acc[l] = join(acc[l], acc[l + 8]);
+    }
+    for l in 0..4 {
+        acc[l] = join(acc[l], acc[l + 4]);
+    }
+    join(join(acc[0], acc[2]), join(acc[1], acc[3]))
 }
 
 /// `join` over `term` of the elements that share an index in the slices: the row kernel behind every reduction here. The

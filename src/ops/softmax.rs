@@ -4,6 +4,8 @@
 //! rounding; log_softmax subtracts it before the logarithm of the sum, never both at once. A row whose largest element is
 //! infinite gives NaN, as in PyTorch. Each of the four is one kernel on a contiguous row; rows that lie across memory are
 //! brought into that form and back, a tile of neighbouring columns at a time.
+//!
+//! `Real::exp(x)`, not `x.exp()`: where the type is known to be f32, that is the standard library's, which does not vectorise.
 
 #![forbid(unsafe_code)]
 
@@ -267,7 +269,7 @@ impl Op for Softmax {
         real!(Self::NAME, inputs[0].dtype(), A => {
             along::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
                 let max = largest(x);
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
+                y.iter_mut().zip(x).for_each(#[inline(always)] |(y, &x)| *y = Real::exp(x - max));
                 let sum = sum_slices([&*y], |[e]| e);
                 y.iter_mut().for_each(|y| *y /= sum);
             })
@@ -338,7 +340,7 @@ impl Op for LogSoftmax {
         real!(Self::NAME, inputs[0].dtype(), A => {
             along::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
                 let max = largest(x);
-                let log = sum_slices([x], |[x]| (x - max).exp()).ln();
+                let log = Real::ln(sum_slices([x], #[inline(always)] |[x]| Real::exp(x - max)));
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max) - log);
             })
         })
@@ -376,7 +378,7 @@ impl Op for LogSoftmaxBackward {
         real!(Self::NAME, inputs[0].dtype(), A => {
             along::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
                 let sum = sum_slices([dy], |[dy]| dy);
-                dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = dy - y.exp() * sum);
+                dx.iter_mut().zip(y).zip(dy).for_each(#[inline(always)] |((dx, &y), &dy)| *dx = dy - Real::exp(y) * sum);
             })
         })
     }
