@@ -34,6 +34,7 @@ case "$(uname -s)" in
 Linux) wheels=(${cuda_needs}) ;;
 *) wheels=() ;; # macOS: the wheel is a CPU build and stands alone
 esac
+echo "filling $venv; pip will call torch's missing triton and cuda-bindings an error: they are left out on purpose" >&2
 "${pip[@]}" --no-deps "torch==$torch"
 # shellcheck disable=SC2086  # lists of requirements, split on purpose
 "${pip[@]}" $general $torch_needs ${wheels[@]+"${wheels[@]}"}

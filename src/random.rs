@@ -16,6 +16,7 @@ const ROUNDS: usize = 10;
 /// ```
 /// assert_eq!(warpsmith::random::philox4x32([0; 2], [0; 4])[0], 0x6627_e8d5);
 /// ```
+#[inline(always)]
 pub fn philox4x32(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
@@ -63,6 +64,7 @@ impl Philox {
     }
 
     /// Four words: block number `block`.
+    #[inline(always)]
     pub fn at(&self, block: u64) -> [u32; 4] {
         let counter = [block as u32, (block >> 32) as u32, self.stream as u32, (self.stream >> 32) as u32];
         philox4x32(self.key, counter)

@@ -12,6 +12,7 @@ mod check;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::ops::SumTo;
 use crate::param::{Arena, Param};
 use crate::tensor::node::{Deliver, Function, Node};
 use crate::tensor::{BackwardCx, Edge, Leaf, Meta, ViewKind, accumulate, copy_into, fill_zero, no_grad};
@@ -357,13 +358,6 @@ fn view_backward(cx: &mut BackwardCx<'_>, kind: &ViewKind, dy: &Tensor) -> Resul
             accumulate(&memory.slice(*dim as isize, *start, end, *step)?, dy)?;
             cx.landed(0)
         }
-        ViewKind::Expand => {
-            let (memory, add) = cx.destination(0)?;
-            if !add {
-                fill_zero(&memory)?;
-            }
-            accumulate(&memory.expand(dy.shape())?, dy)?;
-            cx.landed(0)
-        }
+        ViewKind::Expand => cx.run(SumTo { shape: base.shape }, &[dy], &[0]),
     }
 }

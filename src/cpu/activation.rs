@@ -146,7 +146,7 @@ impl Activation {
     /// Applies it to all of `y`. Vectorised where the caller is (`cpu::simd::vectorize`).
     #[inline(always)]
     pub fn apply_all<R: Real>(self, y: &mut [R]) {
-        each_activation!(self, ACT => y.iter_mut().for_each(|y| *y = ACT.apply(*y)), else {});
+        each_activation!(self, ACT => for y in y { *y = ACT.apply(*y) }, else {});
     }
 
     /// `dx[i] = backward(dy[i], saved[i])`. Vectorised where the caller is. All three have one length.
@@ -155,7 +155,7 @@ impl Activation {
         let all = dx.iter_mut().zip(dy.iter().zip(saved));
         each_activation!(
             self,
-            ACT => all.for_each(|(dx, (&dy, &saved))| *dx = ACT.backward(dy, saved)),
+            ACT => for (dx, (&dy, &saved)) in all { *dx = ACT.backward(dy, saved) },
             else dx.copy_from_slice(dy)
         );
     }
@@ -193,10 +193,16 @@ mod tests {
         for act in Activation::ALL {
             let x: Vec<f32> = (-50..50).map(|i| i as f32 * 0.31).collect();
             let mut y = x.clone();
-            crate::cpu::simd::vectorize(|| act.apply_all(&mut y));
+            crate::cpu::simd::vectorize(
+                #[inline(always)]
+                || act.apply_all(&mut y),
+            );
             assert!(x.iter().zip(&y).all(|(&x, &y)| act.apply(x) == y), "{act:?}");
             let mut dx = vec![0.0; 100];
-            crate::cpu::simd::vectorize(|| act.backward_all(&x, &y, &mut dx));
+            crate::cpu::simd::vectorize(
+                #[inline(always)]
+                || act.backward_all(&x, &y, &mut dx),
+            );
             assert!((0..100).all(|i| act.backward(x[i], y[i]) == dx[i]), "{act:?}");
         }
     }

@@ -30,8 +30,9 @@ use pack::Buffers;
 /// Steps of k in one chain of sums; part of what decides the bits of a result, so not to be tuned per shape.
 pub const RUN: usize = 256;
 
-/// Columns of the vector side that are packed at a time: with [`RUN`] 480 KB of f32, half of the L2 cache of a Zen 4 core.
-const BLOCK: usize = 480;
+/// The most columns of the vector side that are packed at a time: with [`RUN`] 576 KB of f32, about half of the L2 cache of
+/// a Zen 4 core.
+const BLOCK: usize = 576;
 
 /// Below this many multiply-adds a product is not worth a second thread (fork and join cost 1 µs).
 const SPLIT_WORK: f64 = 150_000.0;
@@ -253,7 +254,7 @@ impl<'a, T: Float> Product<'a, T> {
     /// Estimated cycles for `rows` × `cols` of the result on one thread, and whether A should give the vectors.
     fn cost(&self, shape: TileShape, rows: usize, cols: usize) -> (f64, bool) {
         let k = self.a.cols;
-        let one = |s: usize, v: usize, v_col_stride: usize| {
+        let one = |s: usize, s_col_stride: usize, v: usize, v_col_stride: usize| {
             // Vectors are filled up with zeros; fewer than four rows do not fill the pipeline.
             let rows = if s < 4 { 4 } else { s };
             let sums = rows as f64 * v.div_ceil(shape.lanes) as f64 * k as f64;
@@ -262,20 +263,24 @@ impl<'a, T: Float> Product<'a, T> {
                 (false, 1) => 0.1,
                 (false, _) => 0.25,
             };
-            sums + pack * v as f64 * k as f64
+            let strips = if pack::copies::<T>(v, s_col_stride, shape) { 0.15 } else { 0.0 };
+            sums + (pack * v as f64 + strips * (s * v.div_ceil(BLOCK)) as f64) * k as f64
         };
-        let by_b = one(rows, cols, self.b.col_stride);
-        let by_a = one(cols, rows, self.a.row_stride) + 0.5 * rows as f64 * cols as f64;
+        let by_b = one(rows, self.a.col_stride, cols, self.b.col_stride);
+        let by_a = one(cols, self.b.row_stride, rows, self.a.row_stride) + 0.5 * rows as f64 * cols as f64;
         if by_a < by_b { (by_a, true) } else { (by_b, false) }
     }
 
     /// Computes the product on this thread.
     fn serial(self) {
+        self.serial_on(Isa::detect());
+    }
+
+    fn serial_on(self, isa: Isa) {
         let (m, n, k) = (self.c.rows(), self.c.cols(), self.a.cols);
         if m == 0 || n == 0 {
             return;
         }
-        let isa = Isa::detect();
         let shape = isa.shape::<T::Acc>();
         let swap = self.cost(shape, m, n).1;
         let Product { a, b, mut c, accumulate, mut epilogue } = self;
@@ -328,8 +333,10 @@ fn product<T: Float<Acc = R>, R: Real>(
     let (m, n, k) = (s.rows, v.cols, v.rows);
     let in_place = pack::in_place::<T>(m, v.col_stride);
     let Buffers { panels, strip, .. } = buffers;
-    for col in (0..n).step_by(BLOCK) {
-        let width = BLOCK.min(n - col);
+    // Blocks of the same number of whole panels, so that none is left with a few columns.
+    let block_cols = n.div_ceil(n.div_ceil(BLOCK)).next_multiple_of(shape.cols());
+    for col in (0..n).step_by(block_cols) {
+        let width = block_cols.min(n - col);
         for start in (0..k.max(1)).step_by(RUN) {
             let steps = RUN.min(k - start);
             let block = v.part(start, steps, col, width);
@@ -338,11 +345,11 @@ fn product<T: Float<Acc = R>, R: Real>(
             let rest = block.part(0, steps, packed, width - packed);
             let panels = pack::view::<R>(panels, steps * rest.cols.next_multiple_of(shape.lanes));
             pack::panels(rest, shape, panels);
+            let mut strips = pack::Strips::new(s.part(0, m, start, steps), width, shape, strip);
             let mut row = 0;
             while row < m {
                 let rows = shape.step(m - row);
-                let part = s.part(row, rows, start, steps);
-                let left = pack::strip(part, width, shape, strip);
+                let left = strips.get(row, rows);
                 let mut at = 0;
                 while at < width {
                     let limit = if at < packed { packed } else { width };

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod copy;
+pub mod elementwise;
 pub mod gemm;
 pub mod par;
 pub mod pool;

@@ -13,8 +13,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -87,9 +87,38 @@ pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> 
     if threads() == 1 {
         return (a(), b());
     }
-    keep_awake();
-    rayon::join(a, b)
+    let (mut a, mut b) = (Some(a), Some(b));
+    let (mut first, mut second) = (None, None);
+    join_erased(&mut || first = a.take().map(|a| a()), &mut || second = b.take().map(|b| b()));
+    first.zip(second).expect("rayon runs both halves")
 }
+
+/// [`join`] without type parameters, so that rayon's machinery is compiled once and not for every loop of the crate.
+fn join_erased(a: &mut (dyn FnMut() + Send), b: &mut (dyn FnMut() + Send)) {
+    keep_awake();
+    // rayon would put this thread to sleep while the other finishes; so it waits here for a b that has been taken. One that has
+    // not is left to rayon, which runs it on this thread.
+    let state = AtomicU8::new(WAITING);
+    let first = || {
+        a();
+        if state.load(Ordering::Relaxed) == TAKEN {
+            let start = Instant::now();
+            while state.load(Ordering::Acquire) == TAKEN && start.elapsed() < KEEP_AWAKE {
+                pause();
+            }
+        }
+    };
+    let second = || {
+        state.store(TAKEN, Ordering::Relaxed);
+        b();
+        state.store(DONE, Ordering::Release);
+    };
+    rayon::join(first, second);
+}
+
+const WAITING: u8 = 0;
+const TAKEN: u8 = 1;
+const DONE: u8 = 2;
 
 /// Runs `f` once for each item, on as many threads as there are, in no particular order.
 ///
@@ -146,12 +175,12 @@ pub fn map_chunks<R: Send>(len: usize, grain: usize, f: impl Fn(Range<usize>) ->
 }
 
 /// Runs `f` on `workers` threads at once.
-fn spread(workers: usize, f: &(impl Fn() + Sync)) {
+fn spread(workers: usize, f: &(dyn Fn() + Sync)) {
     if workers <= 1 {
         return f();
     }
     let half = workers / 2;
-    join(|| spread(workers - half, f), || spread(half, f));
+    join_erased(&mut || spread(workers - half, f), &mut || spread(half, f));
 }
 
 thread_local! {
@@ -179,14 +208,25 @@ fn keep_awake() {
     });
 }
 
+/// A moment of waiting: gives the core away only where the pool has more threads than there are cores, because on a busy machine
+/// it comes back milliseconds later.
+fn pause() {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    let cores = *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if threads() > cores {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
 /// Does what work there is on this pool until there has been none for [`KEEP_AWAKE`].
 fn look_for_work() {
     let mut last = Instant::now();
     while last.elapsed() < KEEP_AWAKE {
         match rayon::yield_now() {
             Some(rayon::Yield::Executed) => last = Instant::now(),
-            // To the system, too: there may be more threads than cores.
-            _ => std::thread::yield_now(),
+            _ => pause(),
         }
     }
 }

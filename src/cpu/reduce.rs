@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::DType;
 use crate::Result;
 use crate::cpu::pool::Block;
 use crate::cpu::{par, simd};
@@ -22,6 +23,19 @@ const SEGMENT: usize = 1 << 16;
 const ROWS: usize = 256;
 /// Elements that are worth a task of their own.
 pub const GRAIN: usize = 1 << 15;
+
+/// Runs `f`, for f32 as [`simd::vectorize`] does. The other types serve checks and small things; two more copies of every
+/// loop for each of them would double the time that building takes. Mark the closure `#[inline(always)]`: what is not inlined is not vectorised.
+#[inline(always)]
+pub fn vectorize<E: Element, R>(f: impl FnOnce() -> R) -> R {
+    if const { matches!(E::DTYPE, DType::F32) } { simd::vectorize(f) } else { f() }
+}
+
+/// The closure itself: where one stands as an argument, stable Rust lets it be marked `#[inline(always)]`.
+#[inline(always)]
+pub fn inlined<F>(f: F) -> F {
+    f
+}
 
 /// A reduction: `join` over `term` of each element, from `identity`.
 ///
@@ -174,7 +188,10 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
     join: impl Fn(A, A) -> A,
 ) -> A {
     let n = xs[0].len();
-    let at = |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) };
+    let at = inlined(
+        #[inline(always)]
+        |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) },
+    );
     if n < 16 {
         return (0..n).fold(identity, |a, i| join(a, term(at(i))));
     }
@@ -208,7 +225,7 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
 }
 
 /// `join` over `term` of the elements that share an index in the slices: the row kernel behind every reduction here. The
-/// slices must be of one length. Call it inside [`simd::vectorize`].
+/// slices must be of one length. Call it inside [`vectorize`].
 #[inline(always)]
 pub fn fold_slices<E: Copy, A: Copy, const N: usize>(
     xs: [&[E]; N],
@@ -249,7 +266,10 @@ pub fn fold_rows<E: Copy, F: Fold<E>>(
     for starts in eights {
         let row: [&[E]; 8] = starts.map(|s| &data[s..][..n]);
         for j in 0..n {
-            let t = |k: usize| fold.term(row[k][j], params[j]);
+            let t = inlined(
+                #[inline(always)]
+                |k: usize| fold.term(row[k][j], params[j]),
+            );
             let low = fold.join(fold.join(t(0), t(1)), fold.join(t(2), t(3)));
             let high = fold.join(fold.join(t(4), t(5)), fold.join(t(6), t(7)));
             acc[j] = fold.join(acc[j], fold.join(low, high));
@@ -264,14 +284,15 @@ pub fn fold_rows<E: Copy, F: Fold<E>>(
 }
 
 /// Joins `count` rows of `width` results pairwise into the first, in an order fixed by `count`.
-pub fn join_rows<A: Copy>(rows: &mut [A], count: usize, width: usize, join: impl Fn(A, A) -> A) {
+pub fn join_rows<A: Element>(rows: &mut [A], count: usize, width: usize, join: impl Fn(A, A) -> A) {
     let mut step = 1;
     while step < count {
         for i in (0..count - step).step_by(2 * step) {
             let (low, high) = rows[i * width..].split_at_mut(step * width);
-            simd::vectorize(|| {
-                low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b))
-            });
+            vectorize::<A, _>(
+                #[inline(always)]
+                || low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b)),
+            );
         }
         step *= 2;
     }
@@ -358,13 +379,16 @@ impl Reduction {
                 [] | [(_, 1)] => Vec::new(),
                 _ => vec![E::default(); self.length.min(BLOCK)],
             };
-            simd::vectorize(|| {
-                for (i, result) in (first..).zip(results) {
-                    let (output, start) = (i / segments, i % segments * SEGMENT);
-                    let end = self.length.min(start + SEGMENT);
-                    *result = self.fold_run(fold, data, output, start, end, params[output], &mut buffer);
-                }
-            });
+            vectorize::<E, _>(
+                #[inline(always)]
+                || {
+                    for (i, result) in (first..).zip(results) {
+                        let (output, start) = (i / segments, i % segments * SEGMENT);
+                        let end = self.length.min(start + SEGMENT);
+                        *result = self.fold_run(fold, data, output, start, end, params[output], &mut buffer);
+                    }
+                },
+            );
         };
         let each = (GRAIN / self.length.min(SEGMENT)).max(1);
         if segments == 1 {
@@ -395,7 +419,14 @@ impl Reduction {
         buffer: &mut [E],
     ) -> F::Acc {
         let base = self.offset + position(&self.kept, output);
-        let (term, join) = (|[x]: [E; 1]| fold.term(x, p), |a, b| fold.join(a, b));
+        let term = inlined(
+            #[inline(always)]
+            |[x]: [E; 1]| fold.term(x, p),
+        );
+        let join = inlined(
+            #[inline(always)]
+            |a, b| fold.join(a, b),
+        );
         if buffer.is_empty() {
             return fold_slices([&data[base + start..base + end]], fold.identity(), term, join);
         }
@@ -431,22 +462,29 @@ impl Reduction {
             let range = chunk * rows..self.length.min((chunk + 1) * rows);
             let params = &params[row * width + from..][..acc.len()];
             acc.fill(fold.identity());
-            if fuse == 1 {
-                let starts: Vec<usize> = range.map(|i| base + position(&self.reduced, i)).collect();
-                simd::vectorize(|| fold_rows(fold, data, &starts, params, acc));
-                return;
-            }
+            // A chunk starts where a fused row does; what is left at its end are rows of their own.
             let fused = range.len() / fuse;
-            let starts: Vec<usize> = (0..fused).map(|k| base + (range.start + k * fuse) * width).collect();
-            let rest: Vec<usize> =
-                (range.start + fused * fuse..range.end).map(|i| base + i * width).collect();
-            let mut wide = vec![fold.identity(); fuse * width];
-            simd::vectorize(|| {
-                fold_rows(fold, data, &starts, &params.repeat(fuse), &mut wide);
-                fold_rows(fold, data, &rest, params, acc);
-            });
-            join_rows(&mut wide, fuse, width, |a, b| fold.join(a, b));
-            acc.iter_mut().zip(&wide).for_each(|(a, &w)| *a = fold.join(*a, w));
+            let start = |i: usize| base + position(&self.reduced, i);
+            let starts: Vec<usize> = (0..fused).map(|k| start(range.start + k * fuse)).collect();
+            let rest: Vec<usize> = (range.start + fused * fuse..range.end).map(start).collect();
+            let mut wide = vec![fold.identity(); if fuse == 1 { 0 } else { fuse * width }];
+            let repeated = if fuse == 1 { Vec::new() } else { params.repeat(fuse) };
+            let work = match fuse {
+                1 => [(&starts, params, &mut *acc), (&rest, &[][..], &mut wide[..])],
+                _ => [(&starts, &repeated[..], &mut wide[..]), (&rest, params, &mut *acc)],
+            };
+            vectorize::<E, _>(
+                #[inline(always)]
+                || {
+                    for (starts, params, acc) in work {
+                        fold_rows(fold, data, starts, params, acc);
+                    }
+                },
+            );
+            if fuse > 1 {
+                join_rows(&mut wide, fuse, width, |a, b| fold.join(a, b));
+                acc.iter_mut().zip(&wide).for_each(|(a, &w)| *a = fold.join(*a, w));
+            }
         };
         let columns = if fuse > 1 { width } else { (2 * GRAIN / self.length.min(rows)).clamp(1024, 1 << 14) };
         let all = |results: &mut [F::Acc]| {
@@ -500,15 +538,18 @@ impl Reduction {
             let base = self.offset + position(kept, row) + from;
             let n = part.len();
             let targets = &targets[row * width + from..][..n];
-            simd::vectorize(|| {
-                part.fill(0);
-                for i in (0..self.length).rev() {
-                    let x = &data[base + position(&self.reduced, i)..][..n];
-                    for j in 0..n {
-                        part[j] = if same(x[j], targets[j]) { i as i64 } else { part[j] };
+            vectorize::<E, _>(
+                #[inline(always)]
+                || {
+                    part.fill(0);
+                    for i in (0..self.length).rev() {
+                        let x = &data[base + position(&self.reduced, i)..][..n];
+                        for j in 0..n {
+                            part[j] = if same(x[j], targets[j]) { i as i64 } else { part[j] };
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 
@@ -520,8 +561,14 @@ impl Reduction {
         }
         // Whole blocks without leaving early, which vectorises.
         let row = &data[base..base + self.length];
-        let has = |part: &&[E]| part.iter().fold(false, |any, &x| any | same(x, target));
-        let block = simd::vectorize(|| row.chunks(256).enumerate().find(|(_, part)| has(part)));
+        let has = inlined(
+            #[inline(always)]
+            |part: &&[E]| part.iter().fold(false, |any, &x| any | same(x, target)),
+        );
+        let block = vectorize::<E, _>(
+            #[inline(always)]
+            || row.chunks(256).enumerate().find(|(_, part)| has(part)),
+        );
         block.map_or(0, |(b, part)| {
             b * 256 + part.iter().position(|&x| same(x, target)).expect("this block has it")
         })

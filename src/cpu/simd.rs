@@ -3,8 +3,11 @@
 //!
 //! This is the one file under `cpu/` that contains `unsafe`. Everything public is safe to call: [`tile`] checks every
 //! extent it hands to a kernel, and [`MatMut`] can only be made from, and split into, memory that nobody else can write.
-//! There is one kernel body, generic over [`Lanes`]; the portable instance of it is the twin that the tests hold the
+//! There is one kernel body, generic over `Lanes`; the portable instance of it is the twin that the tests hold the
 //! AVX2 and AVX-512 instances against, bit for bit.
+
+#[cfg(test)]
+mod tests;
 
 use std::any::TypeId;
 use std::marker::PhantomData;
@@ -218,6 +221,10 @@ trait Lanes {
     /// # Safety
     /// As [`Lanes::splat`].
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// Stores the first `count` ≤ N elements, or adds them to what is there.
+    /// # Safety
+    /// As [`Lanes::splat`], and `p` may be written for `count` elements.
+    unsafe fn store_some(p: *mut Self::E, v: Self::V, count: usize, add: bool);
 }
 
 /// What one kernel call works on. `b` is a panel: k rows of whole vectors, `b_rs` apart.
@@ -241,6 +248,7 @@ struct Job<E> {
 /// # Safety
 /// Of the caller, [`tile`]: it is compiled for the instruction set of `L`; `a` may be read at `i·a_rs + p·a_cs` for i < MR,
 /// p < k; `b` for NV·N elements at `p·b_rs`; `c` may be written for `cols` ≤ NV·N elements at `i·c_rs`.
+#[allow(clippy::needless_range_loop, reason = "iterators over the sums keep them from registers")]
 #[inline(always)]
 unsafe fn kernel<L: Lanes, const MR: usize, const NV: usize>(job: Job<L::E>) {
     let Job { k, a, a_rs, a_cs, b, b_rs, c, c_rs, cols, add } = job;
@@ -262,33 +270,45 @@ unsafe fn kernel<L: Lanes, const MR: usize, const NV: usize>(job: Job<L::E>) {
         ap = ap.wrapping_add(a_cs);
         bp = bp.wrapping_add(b_rs);
     }
-    for (i, sum) in sums.iter().enumerate() {
-        for (j, &s) in sum.iter().enumerate() {
-            let left = cols.saturating_sub(j * L::N);
-            let q = c.wrapping_add(i * c_rs + j * L::N);
-            if left >= L::N {
-                // SAFETY: the caller's: row i of c has the N elements from column j·N on.
-                unsafe { L::store(q, if add { L::add(L::load(q), s) } else { s }) };
-            } else if left > 0 {
-                // SAFETY: the caller's: row i of c has `left` elements from column j·N on.
-                unsafe { store_some::<L>(q, s, left, add) };
+    // Three loops of known lengths, so that the sums stay in registers.
+    let place = |i: usize, j: usize| c.wrapping_add(i * c_rs + j * L::N);
+    if cols < NV * L::N {
+        for i in 0..MR {
+            for j in 0..NV {
+                let count = cols.saturating_sub(j * L::N).min(L::N);
+                // SAFETY: the caller's: row i of c has `count` elements from column j·N on.
+                unsafe { L::store_some(place(i, j), sums[i][j], count, add) };
+            }
+        }
+    } else if add {
+        for i in 0..MR {
+            for j in 0..NV {
+                // SAFETY: the caller's: row i of c has N elements from column j·N on.
+                unsafe { L::store(place(i, j), L::add(L::load(place(i, j)), sums[i][j])) };
+            }
+        }
+    } else {
+        for i in 0..MR {
+            for j in 0..NV {
+                // SAFETY: the caller's: row i of c has N elements from column j·N on.
+                unsafe { L::store(place(i, j), sums[i][j]) };
             }
         }
     }
 }
 
-/// Stores the first `count` < N elements of a vector.
+/// [`Lanes::store_some`] without masks.
 ///
 /// # Safety
-/// Of the caller: compiled for the instruction set of `L`, and `q` may be written for `count` elements.
+/// Of the caller: compiled for the instruction set of `L`, and `p` may be written for `count` elements.
 #[inline(always)]
-unsafe fn store_some<L: Lanes>(q: *mut L::E, v: L::V, count: usize, add: bool) {
+unsafe fn store_one_by_one<L: Lanes>(p: *mut L::E, v: L::V, count: usize, add: bool) {
     let mut lanes = [L::E::ZERO; 16];
     // SAFETY: the caller's: the instruction set; and no vector is longer than 16 elements.
     unsafe { L::store(lanes.as_mut_ptr(), v) };
     for (i, &x) in lanes[..count].iter().enumerate() {
         // SAFETY: the caller's: i < count.
-        unsafe { *q.add(i) = if add { *q.add(i) + x } else { x } };
+        unsafe { *p.add(i) = if add { *p.add(i) + x } else { x } };
     }
 }
 
@@ -326,6 +346,11 @@ macro_rules! array_lanes {
             #[inline(always)]
             unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
                 std::array::from_fn(|i| a[i] + b[i])
+            }
+            #[inline(always)]
+            unsafe fn store_some(p: *mut $e, v: Self::V, count: usize, add: bool) {
+                // SAFETY: the caller's, the same.
+                unsafe { store_one_by_one::<Self>(p, v, count, add) }
             }
         }
     )*};
@@ -375,7 +400,7 @@ macro_rules! by_shape {
 }
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Job, Lanes, kernel};
+    use super::{Job, Lanes, kernel, store_one_by_one};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -445,7 +470,7 @@ mod x86 {
     }
 
     macro_rules! x86_lanes {
-        ($($name:ident: $e:ty, $v:ty, $n:expr, $splat:ident $load:ident $store:ident $fma:ident $add:ident;)*) => {$(
+        ($($name:ident: $e:ty, $v:ty, $n:expr, $splat:ident $load:ident $store:ident $fma:ident $add:ident $some:ident;)*) => {$(
             pub(super) struct $name;
             impl Lanes for $name {
                 type E = $e;
@@ -476,14 +501,57 @@ mod x86 {
                     // SAFETY: the caller's: compiled for the instruction set.
                     unsafe { $add(a, b) }
                 }
+                #[inline(always)]
+                unsafe fn store_some(p: *mut $e, v: $v, count: usize, add: bool) {
+                    // SAFETY: the caller's: the instruction set, and `count` elements may be written.
+                    unsafe { $some(p, v, count, add) }
+                }
             }
         )*};
     }
+    macro_rules! masked {
+        ($($name:ident: $e:ty, $v:ty, $mask:ty, $load:ident $store:ident $add:ident;)*) => {$(
+            /// # Safety
+            /// Of the caller: the machine has AVX-512, and `p` may be written for `count` elements.
+            #[inline]
+            #[target_feature(enable = "avx512f")]
+            unsafe fn $name(p: *mut $e, v: $v, count: usize, add: bool) {
+                let mask = ((1u32 << count) - 1) as $mask;
+                // SAFETY: the caller's: what the mask leaves out is neither read nor written.
+                let sum = if add { $add(unsafe { $load(mask, p) }, v) } else { v };
+                // SAFETY: the caller's: as above.
+                unsafe { $store(p, mask, sum) };
+            }
+        )*};
+    }
+    masked! {
+        some_f32x16: f32, __m512, __mmask16, _mm512_maskz_loadu_ps _mm512_mask_storeu_ps _mm512_add_ps;
+        some_f64x8: f64, __m512d, __mmask8, _mm512_maskz_loadu_pd _mm512_mask_storeu_pd _mm512_add_pd;
+    }
+
+    macro_rules! unmasked {
+        ($($name:ident: $e:ty, $v:ty, $lanes:ident;)*) => {$(
+            /// # Safety
+            /// Of the caller: the machine has AVX2, and `p` may be written for `count` elements.
+            // Not inlined: it would force the sums of the kernel out of their registers.
+            #[inline(never)]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn $name(p: *mut $e, v: $v, count: usize, add: bool) {
+                // SAFETY: the caller's, the same.
+                unsafe { store_one_by_one::<$lanes>(p, v, count, add) }
+            }
+        )*};
+    }
+    unmasked! {
+        some_f32x8: f32, __m256, F32x8;
+        some_f64x4: f64, __m256d, F64x4;
+    }
+
     x86_lanes! {
-        F32x16: f32, __m512, 16, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_fmadd_ps _mm512_add_ps;
-        F64x8: f64, __m512d, 8, _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd _mm512_fmadd_pd _mm512_add_pd;
-        F32x8: f32, __m256, 8, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_fmadd_ps _mm256_add_ps;
-        F64x4: f64, __m256d, 4, _mm256_set1_pd _mm256_loadu_pd _mm256_storeu_pd _mm256_fmadd_pd _mm256_add_pd;
+        F32x16: f32, __m512, 16, _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_fmadd_ps _mm512_add_ps some_f32x16;
+        F64x8: f64, __m512d, 8, _mm512_set1_pd _mm512_loadu_pd _mm512_storeu_pd _mm512_fmadd_pd _mm512_add_pd some_f64x8;
+        F32x8: f32, __m256, 8, _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_fmadd_ps _mm256_add_ps some_f32x8;
+        F64x4: f64, __m256d, 4, _mm256_set1_pd _mm256_loadu_pd _mm256_storeu_pd _mm256_fmadd_pd _mm256_add_pd some_f64x4;
     }
 
     /// # Safety
@@ -548,16 +616,26 @@ pub struct Panel<'a, R> {
 #[inline]
 pub fn tile<R: Real>(isa: Isa, k: usize, a: Rows<'_, R>, b: Panel<'_, R>, c: MatMut<'_, R>, add: bool) {
     let shape = isa.shape::<R>();
-    let (rows, cols, width) = (c.rows, c.cols, b.vectors * shape.lanes);
-    assert!(rows >= 1 && cols >= 1 && cols <= width && b.vectors <= shape.vectors);
-    if k > 0 {
-        let last = |i: usize, rs: usize, cs: usize| {
-            i.checked_mul(rs).and_then(|o| (k - 1).checked_mul(cs).and_then(|p| p.checked_add(o)))
-        };
-        assert!(last(rows - 1, a.row_stride, a.col_stride).is_some_and(|o| o < a.data.len()));
-        assert!(last(0, 0, b.row_stride).is_some_and(|o| o < b.data.len() && width <= b.data.len() - o));
+    assert!(b.vectors <= shape.vectors);
+    let (rows, job) = (c.rows, job(k, a, b, c, add, b.vectors * shape.lanes));
+    match R::DTYPE {
+        // SAFETY: ours: R is f32, and `job` checked the extents.
+        DType::F32 => unsafe { tile_f32(isa, rows, b.vectors, job.cast()) },
+        // SAFETY: ours: as above; the only other `Real` is f64.
+        _ => unsafe { tile_f64(isa, rows, b.vectors, job.cast()) },
     }
-    let job = Job {
+}
+
+/// What `kernel` needs for c = a · b with rows of b of `width` elements, once it is known to lie within the slices.
+fn job<R>(k: usize, a: Rows<'_, R>, b: Panel<'_, R>, c: MatMut<'_, R>, add: bool, width: usize) -> Job<R> {
+    assert!(c.rows >= 1 && c.cols >= 1 && c.cols <= width);
+    if k > 0 {
+        let last = (c.rows - 1).checked_mul(a.row_stride).zip((k - 1).checked_mul(a.col_stride));
+        assert!(last.and_then(|(i, p)| i.checked_add(p)).is_some_and(|o| o < a.data.len()));
+        let last = (k - 1).checked_mul(b.row_stride);
+        assert!(last.is_some_and(|o| o < b.data.len() && width <= b.data.len() - o));
+    }
+    Job {
         k,
         a: a.data.as_ptr(),
         a_rs: a.row_stride,
@@ -566,14 +644,21 @@ pub fn tile<R: Real>(isa: Isa, k: usize, a: Rows<'_, R>, b: Panel<'_, R>, c: Mat
         b_rs: b.row_stride,
         c: c.data,
         c_rs: c.row_stride,
-        cols,
+        cols: c.cols,
         add,
-    };
+    }
+}
+
+/// The portable twin of the kernels: one row, one vector of 32 bytes, products fused on any machine.
+#[cfg(test)]
+fn tile_twin<R: Real>(k: usize, a: Rows<'_, R>, b: Panel<'_, R>, c: MatMut<'_, R>, add: bool) {
+    assert!(c.rows == 1 && b.vectors == 1);
+    let job = job(k, a, b, c, add, 32 / size_of::<R>());
     match R::DTYPE {
-        // SAFETY: ours: R is f32, the extents were checked above, and `c` lends its elements for writing.
-        DType::F32 => unsafe { tile_f32(isa, rows, b.vectors, job.cast()) },
+        // SAFETY: ours: R is f32, and `job` checked the extents.
+        DType::F32 => unsafe { tile_portable::<Array<f32, true>>(1, 1, job.cast()) },
         // SAFETY: ours: as above; the only other `Real` is f64.
-        _ => unsafe { tile_f64(isa, rows, b.vectors, job.cast()) },
+        _ => unsafe { tile_portable::<Array<f64, true>>(1, 1, job.cast()) },
     }
 }
 
@@ -612,127 +697,4 @@ macro_rules! tile_of {
 tile_of! {
     tile_f32: f32, F32x16, F32x8;
     tile_f64: f64, F64x8, F64x4;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every kernel of every instruction set of this machine, against the portable twin with fused products, bit for bit.
-    fn twins<R: Real>(of: impl Fn(usize) -> R, twin: unsafe fn(usize, usize, Job<R>)) {
-        let lanes_of_twin = 32 / size_of::<R>();
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-            if isa == Isa::Portable && !FUSED {
-                continue;
-            }
-            let shape = isa.shape::<R>();
-            for &rows in shape.rows {
-                for vectors in 1..=shape.vectors {
-                    for (k, add) in [(0, false), (1, true), (3, false), (37, true)] {
-                        let width = vectors * shape.lanes;
-                        for cols in [width, width - 1, width - shape.lanes + 1] {
-                            let a: Vec<R> = (0..rows * k + 1).map(&of).collect();
-                            let b: Vec<R> = (0..k * width + 1).map(|i| of(i + 991)).collect();
-                            let start: Vec<R> = (0..rows * 64).map(|i| of(i + 77)).collect();
-                            let mut got = start.clone();
-                            let c = MatMut::new(&mut got, rows, cols, 64);
-                            let left = Rows { data: &a[..], row_stride: k, col_stride: 1 };
-                            let right = Panel { data: &b[..], row_stride: width, vectors };
-                            tile(isa, k, left, right, c, add);
-                            let mut want = start.clone();
-                            for i in 0..rows {
-                                for j in (0..cols).step_by(lanes_of_twin) {
-                                    let job = Job {
-                                        k,
-                                        a: a[i * k..].as_ptr(),
-                                        a_rs: 0,
-                                        a_cs: 1,
-                                        b: b[j.min(b.len())..].as_ptr(),
-                                        b_rs: width,
-                                        c: want[i * 64 + j..].as_mut_ptr(),
-                                        c_rs: 0,
-                                        cols: (cols - j).min(lanes_of_twin),
-                                        add,
-                                    };
-                                    // SAFETY: the slices above reach that far: width is a multiple of the twin's.
-                                    unsafe { twin(1, 1, job) };
-                                }
-                            }
-                            assert_eq!(got, want, "{isa:?} {rows}×{vectors} k {k} cols {cols} add {add}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn kernels_equal_their_portable_twin() {
-        let value = |i: usize| ((i * 2_654_435_761) % 1_000_003) as f64 / 300_000.0 - 1.5;
-        twins::<f32>(|i| value(i) as f32, tile_portable::<Array<f32, true>>);
-        twins::<f64>(value, tile_portable::<Array<f64, true>>);
-    }
-
-    #[test]
-    fn transposes_are_exact_at_block_edges() {
-        for (rows, cols) in [(0, 3), (1, 1), (8, 8), (7, 9), (16, 23), (33, 8), (5, 40)] {
-            let (ss, ds) = (cols + 3, rows + 2);
-            let src: Vec<f32> = (0..rows * ss).map(|i| i as f32).collect();
-            let mut dst = vec![-1f32; cols * ds];
-            transpose(&src, ss, (rows, cols), &mut dst, ds);
-            let wide: Vec<f64> = src.iter().map(|&x| x.into()).collect();
-            let mut wide_dst = vec![-1f64; cols * ds];
-            transpose(&wide, ss, (rows, cols), &mut wide_dst, ds);
-            for j in 0..cols {
-                for i in 0..ds {
-                    let want = if i < rows { src[i * ss + j] } else { -1.0 };
-                    assert_eq!(dst[j * ds + i], want, "{rows}×{cols} at {i},{j}");
-                    assert_eq!(wide_dst[j * ds + i], want as f64, "{rows}×{cols} at {i},{j}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn vectorize_runs_the_closure_once() {
-        let mut calls = 0;
-        assert_eq!(
-            vectorize(|| {
-                calls += 1;
-                calls
-            }),
-            1
-        );
-        assert_eq!(calls, 1);
-    }
-
-    #[test]
-    fn parts_of_a_matrix_are_where_they_should_be() {
-        let mut data: Vec<u32> = (0..40).collect();
-        let mut c = MatMut::new(&mut data, 4, 7, 10);
-        assert_eq!(c.row(3), [30, 31, 32, 33, 34, 35, 36]);
-        assert_eq!(c.part(1, 2, 2, 3).row(1), [22, 23, 24]);
-        let (top, mut bottom) = c.split_rows(3);
-        let (left, mut right) = top.split_cols(6);
-        assert_eq!((left.rows(), left.cols(), right.rows(), right.cols()), (3, 6, 3, 1));
-        assert_eq!(right.row(2), [26]);
-        assert_eq!(bottom.row(0)[0], 30);
-        assert!(bottom.cast::<f32>().is_err());
-    }
-
-    #[test]
-    #[should_panic(expected = "does not fit")]
-    fn a_matrix_larger_than_its_slice_is_refused() {
-        MatMut::new(&mut [0f32; 29], 3, 10, 10);
-    }
-
-    #[test]
-    #[should_panic]
-    fn a_tile_with_a_short_panel_is_refused() {
-        let (a, b, mut c) = ([1f32; 4], [1f32; 31], [0f32; 16]);
-        let isa = Isa::detect();
-        let left = Rows { data: &a[..], row_stride: 4, col_stride: 1 };
-        let right = Panel { data: &b[..], row_stride: 8, vectors: 1 };
-        tile(isa, 4, left, right, MatMut::new(&mut c, 1, 9, 9), false);
-    }
 }

@@ -117,10 +117,15 @@ impl Init {
             (0..n as u64).map(|i| low + (high - low) * random.uniform_f64_at(i)).collect()
         };
         let normal = |mean: f64, std: f64| -> Vec<f64> {
-            (0..n.div_ceil(2) as u64).flat_map(|i| random.normal_pair_at(i)).take(n).map(|z| mean + std * z).collect()
+            (0..n.div_ceil(2) as u64)
+                .flat_map(|i| random.normal_pair_at(i))
+                .take(n)
+                .map(|z| mean + std * z)
+                .collect()
         };
         let spread = |fan: f64, gain: f64| if fan == 0.0 { 0.0 } else { gain / fan.sqrt() };
-        let of_fan = |fan: Fan| fans(shape).map(|(inputs, outputs)| if fan == Fan::In { inputs } else { outputs });
+        let of_fan =
+            |fan: Fan| fans(shape).map(|(inputs, outputs)| if fan == Fan::In { inputs } else { outputs });
         let mean_fan = || fans(shape).map(|(inputs, outputs)| (inputs + outputs) / 2.0);
         // A uniform distribution of standard deviation s reaches √3 s to both sides.
         let symmetric = |std: f64| uniform(-3f64.sqrt() * std, 3f64.sqrt() * std);
@@ -147,12 +152,15 @@ impl Init {
 /// Makes the rows of `matrix` `[rows, cols]` (its columns, if those are fewer) orthonormal: Gram–Schmidt, twice, which
 /// leaves an error of a few roundings. The result is uniformly distributed if the entries are independent and normal.
 fn orthonormalise(matrix: &mut [f64], rows: usize, cols: usize) {
-    let (count, length, step, stride) = if rows <= cols { (rows, cols, 1, cols) } else { (cols, rows, cols, 1) };
+    let (count, length, step, stride) =
+        if rows <= cols { (rows, cols, 1, cols) } else { (cols, rows, cols, 1) };
     for i in 0..count {
         for _ in 0..2 {
             for j in 0..i {
-                let dot: f64 = (0..length).map(|k| matrix[i * stride + k * step] * matrix[j * stride + k * step]).sum();
-                (0..length).for_each(|k| matrix[i * stride + k * step] -= dot * matrix[j * stride + k * step]);
+                let dot: f64 =
+                    (0..length).map(|k| matrix[i * stride + k * step] * matrix[j * stride + k * step]).sum();
+                (0..length)
+                    .for_each(|k| matrix[i * stride + k * step] -= dot * matrix[j * stride + k * step]);
             }
             let norm = (0..length).map(|k| matrix[i * stride + k * step].powi(2)).sum::<f64>().sqrt();
             (0..length).for_each(|k| matrix[i * stride + k * step] /= norm);

@@ -4,7 +4,7 @@
 
 use super::{Activation, Cx, Init, Module, Scope};
 use crate::shape::IntoShape;
-use crate::{Error, Param, Result, Tensor};
+use crate::{Error, Param, Result, Shape, Tensor};
 
 /// `y = f(x · Wᵀ + b)`: x `[.., in]`, y `[.., out]`. Parameters `weight [out, in]` and `bias [out]`, both drawn from
 /// U(−1/√in, 1/√in). The activation (none by default) is fused into the product.
@@ -58,7 +58,7 @@ impl Module for Linear {
 pub struct LayerNorm {
     weight: Param,
     bias: Param,
-    rank: usize,
+    shape: Shape,
     eps: f64,
 }
 
@@ -73,14 +73,14 @@ impl LayerNorm {
         let shape = shape.into_shape()?;
         let weight = scope.param("weight", shape, Init::Constant(1.0))?;
         let bias = scope.param("bias", shape, Init::Constant(0.0))?;
-        Ok(LayerNorm { weight, bias, rank: shape.rank(), eps })
+        Ok(LayerNorm { weight, bias, shape, eps })
     }
 }
 
 impl Module for LayerNorm {
     #[track_caller]
     fn forward(&self, _: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        x.layer_norm(self.rank, Some(&self.weight.get()?), Some(&self.bias.get()?), self.eps)
+        x.layer_norm(self.shape, Some(&self.weight.get()?), Some(&self.bias.get()?), self.eps)
     }
 
     fn params(&self) -> Vec<Param> {
@@ -92,7 +92,7 @@ impl Module for LayerNorm {
 #[derive(Clone)]
 pub struct RmsNorm {
     weight: Param,
-    rank: usize,
+    shape: Shape,
     eps: f64,
 }
 
@@ -100,14 +100,14 @@ impl RmsNorm {
     /// `eps` is added to the mean square; PyTorch's default is the dtype's machine epsilon, large models use 1e-5 or 1e-6.
     pub fn new(scope: &Scope, shape: impl IntoShape, eps: f64) -> Result<RmsNorm> {
         let shape = shape.into_shape()?;
-        Ok(RmsNorm { weight: scope.param("weight", shape, Init::Constant(1.0))?, rank: shape.rank(), eps })
+        Ok(RmsNorm { weight: scope.param("weight", shape, Init::Constant(1.0))?, shape, eps })
     }
 }
 
 impl Module for RmsNorm {
     #[track_caller]
     fn forward(&self, _: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        x.rms_norm(self.rank, Some(&self.weight.get()?), self.eps)
+        x.rms_norm(self.shape, Some(&self.weight.get()?), self.eps)
     }
 
     fn params(&self) -> Vec<Param> {

@@ -9,9 +9,9 @@ mod init;
 mod layers;
 
 use crate::param::StepBlock;
-use crate::{Param, Result, Tensor};
+use crate::{Param, Result, Tensor, ops};
 
-pub use crate::cpu::gemm::Activation;
+pub use crate::cpu::activation::Activation;
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
 
@@ -58,7 +58,7 @@ impl Cx {
         match &self.step {
             Some(step) if self.train && p != 0.0 => {
                 let sample = if x.rank() == 0 { 1 } else { x.dims()[1..].iter().product::<usize>() } as u64;
-                x.dropout(p, self.seed, site, self.first_sample * sample, step)
+                x.dropout(ops::Dropout { p, seed: self.seed, site, offset: self.first_sample * sample }, step)
             }
             _ => Ok(x.clone()),
         }
@@ -107,7 +107,15 @@ impl Module for Sequential {
 impl Module for Activation {
     #[track_caller]
     fn forward(&self, _: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        x.activate(*self)
+        match self {
+            Activation::Identity => Ok(x.clone()),
+            Activation::Relu => x.relu(),
+            Activation::Gelu => x.gelu(),
+            Activation::GeluTanh => x.gelu_tanh(),
+            Activation::Silu => x.silu(),
+            Activation::Sigmoid => x.sigmoid(),
+            Activation::Tanh => x.tanh(),
+        }
     }
 
     fn params(&self) -> Vec<Param> {

@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::{ActivationBackward, Arg, Case, Cases, MatMul, Op, Plan, SumTo, Tolerance, Values, run, run1};
-use crate::cpu::gemm::{Accumulate, Activation, Epilogue, MatRef, gemm};
+use crate::cpu::activation::{Activation, Reads};
+use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, gemm};
 use crate::cpu::simd::MatMut;
 use crate::dtype::Float;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, grad_enabled};
@@ -26,7 +27,7 @@ pub struct Linear {
 
 /// Whether the derivative of an activation needs its argument (rather than its value).
 fn needs_pre(activation: Activation) -> bool {
-    matches!(activation, Activation::Gelu | Activation::GeluTanh | Activation::Silu)
+    activation.reads() == Reads::Input
 }
 
 impl Linear {
@@ -54,7 +55,8 @@ impl Linear {
             Some(b) => std::borrow::Cow::Borrowed(b),
             None => b.layout().positions().map(|i| b.data::<T>()[i]).collect::<Vec<T>>().into(),
         });
-        let accumulate = if outputs[0].mode() == Mode::Accumulate { Accumulate::Add } else { Accumulate::Write };
+        let accumulate =
+            if outputs[0].mode() == Mode::Accumulate { Accumulate::Add } else { Accumulate::Write };
         let (y, pre) = outputs.split_at_mut(1);
         let pre = pre.first_mut().filter(|p| p.wanted()).map(|p| MatMut::new(p.slice::<T>(), rows, out, out));
         let epilogue = Epilogue { bias: bias.as_deref(), activation: self.activation, pre };
@@ -165,7 +167,8 @@ impl Op for Linear {
                 list.push(Case { op, inputs });
             }
         }
-        let why = "at most k + 1 roundings before the activation, whose slope is at most 1.13, and a few ulp in it";
+        let why =
+            "at most k + 1 roundings before the activation, whose slope is at most 1.13, and a few ulp in it";
         Cases { dtypes: &DType::FLOATS, tolerance: Tolerance::Sum(64.0, why), list }
     }
 }

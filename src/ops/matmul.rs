@@ -115,7 +115,9 @@ impl Op for MatMul {
             let (shape, b) = (a.shape(), cx.input_meta(1).shape);
             if b.rank() == 2 {
                 // Rows of all batches together: one product that sums over the batch as it goes.
-                let rows = |t: &Tensor| t.reshape([t.numel() / t.dims()[t.rank() - 1].max(1), t.dims()[t.rank() - 1]]);
+                let rows = |t: &Tensor| {
+                    t.reshape([t.numel() / t.dims()[t.rank() - 1].max(1), t.dims()[t.rank() - 1]])
+                };
                 if shape.numel() > 0 && dy.numel() > 0 {
                     return cx.run(MatMul, &[&rows(&a)?.t()?, &rows(dy)?], &[1]);
                 }
@@ -147,7 +149,11 @@ impl Op for MatMul {
             inputs: vec![Arg::new(a, Values::Normal(1.0)), Arg::new(b, Values::Normal(1.0))],
         };
         let why = "runs of 256 fused multiply-adds, then one addition a run: at most k roundings on any path";
-        Cases { dtypes: &DType::FLOATS, tolerance: Tolerance::Sum(300.0, why), list: shapes.iter().map(case).collect() }
+        Cases {
+            dtypes: &DType::FLOATS,
+            tolerance: Tolerance::Sum(300.0, why),
+            list: shapes.iter().map(case).collect(),
+        }
     }
 }
 
@@ -168,7 +174,8 @@ impl Tensor {
     #[track_caller]
     pub fn matmul(&self, other: &Tensor) -> Result<Tensor> {
         if self.rank() == 0 || other.rank() == 0 {
-            let message = format!("cannot multiply {} by {}: 0-d operands have no rows", self.shape(), other.shape());
+            let message =
+                format!("cannot multiply {} by {}: 0-d operands have no rows", self.shape(), other.shape());
             return Err(Error::shape(MatMul::NAME, message));
         }
         match (self.rank(), other.rank()) {

@@ -1,7 +1,7 @@
 //! Reductions over any set of axes: sum and mean here, extrema in `extremum`, variance and log-sum-exp in `moments`; and
 //! what they share: the set of axes, the shape rule, and the elementwise pass of their backwards.
 //!
-//! An empty list of axes means all of them. Floats are added up in [`Float::Acc`] and rounded once; integers in i64. The
+//! An empty list of axes means all of them. 16-bit floats are added up in f32 and rounded once, integers in i64. The
 //! gradient of a sum is an expanded view: no memory is written for it.
 
 #![forbid(unsafe_code)]
@@ -9,11 +9,12 @@
 use std::fmt;
 
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
+use crate::cpu::copy::move_elements;
+use crate::cpu::par;
 use crate::cpu::pool::Block;
-use crate::cpu::reduce::{self, Fold, GRAIN, IntSum, Reduction};
+use crate::cpu::reduce::{self, Fold, GRAIN, IntSum, Reduction, inlined, vectorize};
 use crate::cpu::strided::Runs;
-use crate::cpu::{par, simd};
-use crate::dtype::{Element, Float, Real};
+use crate::dtype::{Element, Real};
 use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};
@@ -45,6 +46,11 @@ impl Axes {
     /// All dimensions of a tensor of this rank.
     pub fn all(rank: usize) -> Axes {
         Axes(((1u16 << rank) - 1) as u8)
+    }
+
+    /// The dimensions below `rank` for which `goes` is true.
+    pub(super) fn of(rank: usize, goes: impl Fn(usize) -> bool) -> Axes {
+        Axes((0..rank).filter(|&d| goes(d)).fold(0, |set, d| set | 1 << d))
     }
 
     /// Whether dimension `d` is in the set.
@@ -129,58 +135,145 @@ pub(super) fn folded<E: Element, F: Fold<E>>(
     Ok(block)
 }
 
-/// Σ over `axes`, in the type that sums are kept in.
-pub(super) fn sums<T: Float>(axes: Axes, view: &View<'_>) -> Result<Block> {
+/// Σ over `axes` of a view of f32 or f64.
+pub(super) fn sums<A: Real>(axes: Axes, view: &View<'_>) -> Result<Block> {
     let plan = axes.plan(view);
-    folded::<T, _>(&plan, &reduce::Sum, view, &vec![(); plan.outputs])
+    folded::<A, _>(&plan, &reduce::Sum, view, &vec![(); plan.outputs])
 }
 
-/// Rounds `f` of each value into `out`, by its mode.
-pub(super) fn store<T: Float>(out: &mut Out<'_>, values: &[T::Acc], f: impl Fn(T::Acc) -> T::Acc) {
-    let add = out.mode() == Mode::Accumulate;
-    for (o, &v) in out.slice::<T>().iter_mut().zip(values) {
-        *o = T::from_acc(if add { o.to_acc() + f(v) } else { f(v) });
+/// `view` in the type that is computed in: f32 for 16-bit floats, i64 for shorter integers, else itself. The values are put
+/// into `copy` where that is another type: one loop for each kernel instead of one for each type.
+pub(super) fn wide<'a>(view: &View<'a>, copy: &'a mut Option<Block>) -> Result<View<'a>> {
+    let to = wide_dtype(view.dtype());
+    if to == view.dtype() {
+        return Ok(*view);
+    }
+    let (shape, layout) = (view.shape(), Layout::contiguous(view.shape()));
+    let block = copy.insert(Block::new(view.numel() * to.size())?);
+    dispatch!(view.dtype(), S => {
+        let (data, from) = (view.data::<S>(), view.layout());
+        Ok(if to == DType::F32 {
+            move_elements(data, from, block.typed_mut::<f32>(), &layout, false);
+            View::of(block.typed::<f32>(), shape)
+        } else {
+            move_elements(data, from, block.typed_mut::<i64>(), &layout, false);
+            View::of(block.typed::<i64>(), shape)
+        })
+    })
+}
+
+/// The type that elements of `dtype` are computed in.
+pub(super) fn wide_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 | DType::F32 => DType::F32,
+        DType::F64 => DType::F64,
+        DType::U8 | DType::I32 | DType::I64 => DType::I64,
     }
 }
 
-/// Elements that [`map`] converts at a time.
+/// Runs `$body` with `$A` bound to the type that floats of a [`DType`] are computed in.
+macro_rules! real {
+    ($op:expr, $dtype:expr, $A:ident => $body:expr) => {
+        match $crate::ops::reduce::wide_dtype($dtype) {
+            $crate::DType::F32 => {
+                type $A = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $A = f64;
+                $body
+            }
+            _ => $crate::ops::reduce::float_only($op, $dtype),
+        }
+    };
+}
+pub(super) use real;
+
+/// Rounds the values into `out`, by its mode.
+pub(super) fn store<A: Element>(out: &mut Out<'_>, values: &[A]) {
+    let add = out.mode() == Mode::Accumulate;
+    dispatch!(out.dtype(), T => {
+        if !add && T::DTYPE == A::DTYPE {
+            out.slice::<T>().copy_from_slice(bytemuck::cast_slice(values));
+            return;
+        }
+        for (o, v) in out.slice::<T>().iter_mut().zip(values) {
+            *o = T::from_f64(if add { o.to_f64() + v.to_f64() } else { v.to_f64() });
+        }
+    })
+}
+
+/// Has `write` compute an output in the type that is computed in: in place where it is of that type, else beside it, then
+/// rounded. The flag says whether to add.
+pub(super) fn into_wide<A: Real>(
+    out: &mut Out<'_>,
+    write: impl FnOnce(&mut [A], bool) -> Result<()>,
+) -> Result<()> {
+    if out.dtype() == A::DTYPE {
+        let add = out.mode() == Mode::Accumulate;
+        return write(out.slice::<A>(), add);
+    }
+    let mut block = Block::new(out.shape().numel() * size_of::<A>())?;
+    write(block.typed_mut(), false)?;
+    store(out, block.typed::<A>());
+    Ok(())
+}
+
+/// Elements that [`map`] works on at a time.
 const STRIP: usize = 256;
 
 /// `f` of the elements of `inputs`, expanded to the shape of `out`, by the mode of `out`.
-pub(super) fn map<T: Float, const N: usize>(
+pub(super) fn map<A: Real, const N: usize>(
     inputs: [View<'_>; N],
     out: &mut Out<'_>,
-    f: impl Fn([T::Acc; N]) -> T::Acc + Sync,
+    f: impl Fn([A; N]) -> A + Sync,
 ) -> Result<()> {
-    let (shape, add) = (out.shape(), out.mode() == Mode::Accumulate);
-    let mut layouts = [Layout::contiguous(shape); N];
-    for (layout, input) in layouts.iter_mut().zip(&inputs) {
-        *layout = *input.expand(&shape)?.layout();
+    let mut copies = [const { None }; N];
+    let mut layouts = [Layout::contiguous(out.shape()); N];
+    let mut data: [&[A]; N] = [&[]; N];
+    for (k, copy) in copies.iter_mut().enumerate() {
+        let input = wide(&inputs[k], copy)?.expand(&out.shape())?;
+        (layouts[k], data[k]) = (*input.layout(), input.data());
     }
     let runs = Runs::new(std::array::from_fn(|k| &layouts[k]));
-    let data = inputs.map(|v| v.data::<T>());
+    into_wide(out, |out, add| {
+        map_runs(&runs, data, out, add, f);
+        Ok(())
+    })
+}
+
+fn map_runs<A: Real, const N: usize>(
+    runs: &Runs<N>,
+    data: [&[A]; N],
+    out: &mut [A],
+    add: bool,
+    f: impl Fn([A; N]) -> A + Sync,
+) {
     if runs.count == 0 {
-        return Ok(());
+        return;
     }
     // `part` are the elements from number `from` on of a run that starts at `at`.
-    let strip = |at: [usize; N], from: usize, part: &mut [T]| {
-        let mut lanes = [[T::Acc::ZERO; STRIP]; N];
-        let n = part.len();
-        for k in 0..N {
-            let (stride, lane) = (runs.strides[k], &mut lanes[k][..n]);
-            let start = at[k] + from * stride;
-            match stride {
-                0 => lane.fill(data[k][start].to_acc()),
-                1 => lane.iter_mut().zip(&data[k][start..start + n]).for_each(|(l, x)| *l = x.to_acc()),
-                _ => lane.iter_mut().enumerate().for_each(|(i, l)| *l = data[k][start + i * stride].to_acc()),
+    let strip = inlined(
+        #[inline(always)]
+        |at: [usize; N], from: usize, part: &mut [A]| {
+            let mut lanes = [[A::ZERO; STRIP]; N];
+            let n = part.len();
+            for k in 0..N {
+                let (stride, lane) = (runs.strides[k], &mut lanes[k][..n]);
+                let start = at[k] + from * stride;
+                match stride {
+                    0 => lane.fill(data[k][start]),
+                    1 => lane.copy_from_slice(&data[k][start..start + n]),
+                    _ => lane.iter_mut().enumerate().for_each(|(i, l)| *l = data[k][start + i * stride]),
+                }
             }
-        }
-        for (i, o) in part.iter_mut().enumerate() {
-            let v = f(std::array::from_fn(|k| lanes[k][i]));
-            *o = T::from_acc(if add { o.to_acc() + v } else { v });
-        }
-    };
-    let (len, out) = (runs.len, out.slice::<T>());
+            for (i, o) in part.iter_mut().enumerate() {
+                let v = f(std::array::from_fn(|k| lanes[k][i]));
+                *o = if add { *o + v } else { v };
+            }
+        },
+    );
+    let len = runs.len;
     let whole = (GRAIN / len).max(1);
     let tasks = out.chunks_mut(whole * len).enumerate().flat_map(|(i, runs)| {
         let size = if whole == 1 { GRAIN } else { runs.len() };
@@ -189,15 +282,17 @@ pub(super) fn map<T: Float, const N: usize>(
     let count = runs.count.div_ceil(whole) * if whole == 1 { len.div_ceil(GRAIN) } else { 1 };
     par::each(count, tasks, |(first, from, part)| {
         let mut pieces = part.chunks_mut(len);
-        simd::vectorize(|| {
-            runs.visit(first..first + pieces.len(), |_, at| {
-                let piece = pieces.next().expect("as many pieces as runs");
-                let strips = piece.chunks_mut(STRIP).enumerate();
-                strips.for_each(|(i, part)| strip(at, from + i * STRIP, part));
-            });
-        });
+        vectorize::<A, _>(
+            #[inline(always)]
+            || {
+                runs.visit(first..first + pieces.len(), |_, at| {
+                    let piece = pieces.next().expect("as many pieces as runs");
+                    let strips = piece.chunks_mut(STRIP).enumerate();
+                    strips.for_each(|(i, part)| strip(at, from + i * STRIP, part));
+                });
+            },
+        );
     });
-    Ok(())
 }
 
 /// Cases of a reduction over many shapes and sets of axes; `op` makes the op.
@@ -258,26 +353,18 @@ impl Op for Sum {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let (x, out) = (&inputs[0], &mut outputs[0]);
-        let plan = self.axes.plan(x);
-        let params = vec![(); plan.outputs];
-        let sums = match x.dtype() {
-            DType::U8 => folded::<u8, _>(&plan, &IntSum, x, &params)?,
-            DType::I32 => folded::<i32, _>(&plan, &IntSum, x, &params)?,
-            DType::I64 => folded::<i64, _>(&plan, &IntSum, x, &params)?,
-            float => {
-                return dispatch!(float float, T => {
-                    let sums = folded::<T, _>(&plan, &reduce::Sum, x, &params)?;
-                    store::<T>(out, sums.typed(), |v| v);
-                    Ok(())
-                }, else float_only(Self::NAME, float));
-            }
-        };
-        let add = out.mode() == Mode::Accumulate;
-        for (o, &v) in out.slice::<i64>().iter_mut().zip(sums.typed::<i64>()) {
-            *o = if add { o.wrapping_add(v) } else { v };
+        let mut copy = None;
+        let (x, dtype) = (wide(&inputs[0], &mut copy)?, inputs[0].dtype());
+        if !dtype.is_float() {
+            let plan = self.axes.plan(&x);
+            let sums = folded::<i64, _>(&plan, &IntSum, &x, &vec![(); plan.outputs])?;
+            store::<i64>(&mut outputs[0], sums.typed());
+            return Ok(());
         }
-        Ok(())
+        real!(Self::NAME, dtype, A => {
+            store::<A>(&mut outputs[0], sums::<A>(self.axes, &x)?.typed());
+            Ok(())
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -313,12 +400,15 @@ impl Op for Mean {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let x = &inputs[0];
-        dispatch!(float x.dtype(), T => {
-            let n = <T as Float>::Acc::of(self.axes.count(&x.shape()) as f64);
-            store::<T>(&mut outputs[0], sums::<T>(self.axes, x)?.typed(), |v| v / n);
+        let mut copy = None;
+        let (x, dtype) = (wide(&inputs[0], &mut copy)?, inputs[0].dtype());
+        real!(Self::NAME, dtype, A => {
+            let n = A::of(self.axes.count(&x.shape()) as f64);
+            let mut means = sums::<A>(self.axes, &x)?;
+            means.typed_mut::<A>().iter_mut().for_each(|m| *m /= n);
+            store::<A>(&mut outputs[0], means.typed());
             Ok(())
-        }, else float_only(Self::NAME, x.dtype()))
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -354,10 +444,10 @@ impl Op for MeanBackward {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        dispatch!(float inputs[0].dtype(), T => {
-            let n = <T as Float>::Acc::of(self.count as f64);
-            map::<T, 1>([inputs[0]], &mut outputs[0], |[dy]| dy / n)
-        }, else float_only(Self::NAME, inputs[0].dtype()))
+        real!(Self::NAME, inputs[0].dtype(), A => {
+            let n = A::of(self.count as f64);
+            map::<A, 1>([inputs[0]], &mut outputs[0], |[dy]| dy / n)
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

@@ -7,27 +7,27 @@
 
 #![forbid(unsafe_code)]
 
-use super::reduce::{float_only, same_dtype};
+use super::reduce::{into_wide, real, same_dtype, wide};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
-use crate::cpu::reduce::{Fold, GRAIN, Max, fold_slices, merged, position, sum_slices};
+use crate::cpu::reduce::{Fold, GRAIN, Max, fold_slices, merged, position, sum_slices, vectorize};
 use crate::cpu::simd::MatMut;
 use crate::cpu::{par, simd};
-use crate::dtype::{Float, Real};
-use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
-use crate::{DType, Error, Result, Shape, dispatch};
+use crate::dtype::Real;
+use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
+use crate::{DType, Error, Result, Shape};
 
 super::family!(Softmax, SoftmaxBackward, LogSoftmax, LogSoftmaxBackward);
 
 /// One input of [`along`]: its elements, the dimensions before and behind the one in question, the stride of that one.
-struct Strided<'a, T> {
-    data: &'a [T],
+pub(super) struct Strided<'a, A> {
+    data: &'a [A],
     before: Vec<(usize, usize)>,
     behind: Vec<(usize, usize)>,
     stride: usize,
 }
 
-impl<'a, T: Float> Strided<'a, T> {
-    fn new(view: &View<'a>, dim: usize) -> Self {
+impl<'a, A: Real> Strided<'a, A> {
+    pub(super) fn new(view: &View<'a>, dim: usize) -> Self {
         let (shape, strides) = (view.shape(), view.layout().strides);
         let dims = |range: std::ops::Range<usize>| merged(range.map(|d| (shape[d], strides[d])).collect());
         Strided {
@@ -38,113 +38,134 @@ impl<'a, T: Float> Strided<'a, T> {
         }
     }
 
-    /// The row `n` long at `outer`, `inner`: itself if it is contiguous and of the right type, else brought into `buffer`.
+    /// Whether [`Strided::row`] needs no buffer.
+    pub(super) fn direct(&self) -> bool {
+        self.stride == 1
+    }
+
+    /// The row `n` long at `outer`, `inner`: itself if it is contiguous, else brought into `buffer`.
     #[inline(always)]
-    fn row<'b>(&self, outer: usize, inner: usize, n: usize, buffer: &'b mut [T::Acc]) -> &'b [T::Acc]
+    pub(super) fn row<'b>(&self, outer: usize, inner: usize, n: usize, buffer: &'b mut [A]) -> &'b [A]
     where
         'a: 'b,
     {
         let start = position(&self.before, outer) + position(&self.behind, inner);
-        if self.stride == 1
-            && let Some(same) = as_acc(&self.data[start..start + n])
-        {
-            return same;
+        if self.stride == 1 {
+            return &self.data[start..start + n];
         }
         let buffer = &mut buffer[..n];
-        buffer.iter_mut().enumerate().for_each(|(i, b)| *b = self.data[start + i * self.stride].to_acc());
+        buffer.iter_mut().enumerate().for_each(|(i, b)| *b = self.data[start + i * self.stride]);
         buffer
     }
 }
 
-/// Whether `T` is its own [`Float::Acc`].
-const fn is_acc<T: Float>() -> bool {
-    size_of::<T>() == size_of::<T::Acc>()
-}
-
-/// The same slice where `T` is its own [`Float::Acc`].
+/// Overwrites `out` by `values`, or adds them.
 #[inline(always)]
-fn as_acc<T: Float>(x: &[T]) -> Option<&[T::Acc]> {
-    is_acc::<T>().then(|| bytemuck::cast_slice(x))
-}
-
-#[inline(always)]
-fn put<T: Float>(out: &mut [T], values: &[T::Acc], add: bool) {
+pub(super) fn put<A: Real>(out: &mut [A], values: &[A], add: bool) {
     for (o, &v) in out.iter_mut().zip(values) {
-        *o = T::from_acc(if add { o.to_acc() + v } else { v });
+        *o = if add { *o + v } else { v };
     }
 }
 
 /// Runs `kernel` on each row of the inputs along dimension `dim`; it overwrites the row it is given last.
-fn along<T: Float, const N: usize>(
+fn along<A: Real, const N: usize>(
     dim: usize,
     inputs: [View<'_>; N],
     out: &mut Out<'_>,
-    kernel: impl Fn([&[T::Acc]; N], &mut [T::Acc]) + Sync,
-) {
-    let (shape, add) = (out.shape(), out.mode() == Mode::Accumulate);
+    kernel: impl Fn([&[A]; N], &mut [A]) + Sync,
+) -> Result<()> {
+    let shape = out.shape();
     if shape.numel() == 0 {
-        return;
+        return Ok(());
     }
-    let n = extent(&shape, dim);
+    let mut copies = [const { None }; N];
+    let mut views = inputs;
+    for ((view, input), copy) in views.iter_mut().zip(&inputs).zip(&mut copies) {
+        *view = wide(input, copy)?;
+    }
+    into_wide(out, |out, add| {
+        along_wide(dim, &shape, views, out, add, kernel);
+        Ok(())
+    })
+}
+
+fn along_wide<A: Real, const N: usize>(
+    dim: usize,
+    shape: &Shape,
+    inputs: [View<'_>; N],
+    out: &mut [A],
+    add: bool,
+    kernel: impl Fn([&[A]; N], &mut [A]) + Sync,
+) {
+    let n = extent(shape, dim);
     let inner: usize = shape.iter().skip(dim + 1).product();
-    let inputs = inputs.map(|v| Strided::<T>::new(&v, dim));
-    let out = out.slice::<T>();
-    let vector = |len: usize| vec![T::Acc::ZERO; len];
+    let inputs = inputs.map(|v| Strided::<A>::new(&v, dim));
+    let vector = |len: usize| vec![A::ZERO; len];
     if inner == 1 {
         let rows = (GRAIN / n).max(1);
         return par::for_each_chunk_mut(out, rows * n, |task, out| {
-            let mut buffers: [_; N] =
-                std::array::from_fn(|k| vector(if is_acc::<T>() && inputs[k].stride == 1 { 0 } else { n }));
-            let in_place = is_acc::<T>() && !add;
-            let mut result = vector(if in_place { 0 } else { n });
-            simd::vectorize(|| {
-                for (i, out) in out.chunks_exact_mut(n).enumerate() {
-                    let mut buffers = buffers.iter_mut();
-                    let rows = std::array::from_fn(|k| {
-                        inputs[k].row(task * rows + i, 0, n, buffers.next().expect("one for each input"))
-                    });
-                    if in_place {
-                        kernel(rows, bytemuck::cast_slice_mut(out));
-                    } else {
-                        kernel(rows, &mut result);
-                        put(out, &result, add);
+            let mut buffers: [_; N] = std::array::from_fn(|k| vector(if inputs[k].direct() { 0 } else { n }));
+            let mut result = vector(if add { n } else { 0 });
+            vectorize::<A, _>(
+                #[inline(always)]
+                || {
+                    for (i, out) in out.chunks_exact_mut(n).enumerate() {
+                        let mut buffers = buffers.iter_mut();
+                        let rows = std::array::from_fn(|k| {
+                            inputs[k].row(task * rows + i, 0, n, buffers.next().expect("one for each input"))
+                        });
+                        if add {
+                            kernel(rows, &mut result);
+                            put(out, &result, true);
+                        } else {
+                            kernel(rows, out);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
     // Columns `first..first + mat.cols()` of matrix `outer`, a tile at a time.
     let width = (GRAIN / 4 / n).clamp(16, 64).min(inner);
-    let columns = |outer: usize, first: usize, mut mat: MatMut<'_, T>| {
+    let columns = |outer: usize, first: usize, mut mat: MatMut<'_, A>| {
         let mut tiles: [_; N] = std::array::from_fn(|_| vector(n * width));
         let (mut results, mut back) = (vector(n * width), vector(n * width));
         for from in (0..mat.cols()).step_by(width) {
             let w = width.min(mat.cols() - from);
             for (input, tile) in inputs.iter().zip(&mut tiles) {
                 let whole = match input.behind[..] {
-                    [(_, 1)] => as_acc(&input.data[position(&input.before, outer) + first + from..]),
+                    [(_, 1)] => Some(&input.data[position(&input.before, outer) + first + from..]),
                     _ => None,
                 };
                 match whole {
                     Some(src) => simd::transpose(src, input.stride, (n, w), tile, n),
-                    None => simd::vectorize(|| {
-                        for (j, row) in tile.chunks_exact_mut(n).take(w).enumerate() {
-                            let start =
-                                position(&input.before, outer) + position(&input.behind, first + from + j);
-                            let elements = row.iter_mut().enumerate();
-                            elements.for_each(|(i, b)| *b = input.data[start + i * input.stride].to_acc());
-                        }
-                    }),
+                    None => vectorize::<A, _>(
+                        #[inline(always)]
+                        || {
+                            for (j, row) in tile.chunks_exact_mut(n).take(w).enumerate() {
+                                let start = position(&input.before, outer)
+                                    + position(&input.behind, first + from + j);
+                                let elements = row.iter_mut().enumerate();
+                                elements.for_each(|(i, b)| *b = input.data[start + i * input.stride]);
+                            }
+                        },
+                    ),
                 }
             }
-            simd::vectorize(|| {
-                for (j, result) in results.chunks_exact_mut(n).take(w).enumerate() {
-                    kernel(std::array::from_fn(|k| &tiles[k][j * n..][..n]), result);
-                }
-            });
+            vectorize::<A, _>(
+                #[inline(always)]
+                || {
+                    for (j, result) in results.chunks_exact_mut(n).take(w).enumerate() {
+                        kernel(std::array::from_fn(|k| &tiles[k][j * n..][..n]), result);
+                    }
+                },
+            );
             simd::transpose(&results, n, (w, n), &mut back, w);
             let mut part = mat.part(0, n, from, w);
-            simd::vectorize(|| (0..n).for_each(|i| put(part.row(i), &back[i * w..][..w], add)));
+            vectorize::<A, _>(
+                #[inline(always)]
+                || (0..n).for_each(|i| put(part.row(i), &back[i * w..][..w], add)),
+            );
         }
     };
     let size = n * inner;
@@ -243,15 +264,14 @@ impl Op for Softmax {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        dispatch!(float inputs[0].dtype(), T => {
-            along::<T, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
+        real!(Self::NAME, inputs[0].dtype(), A => {
+            along::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
                 let max = largest(x);
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
                 let sum = sum_slices([&*y], |[e]| e);
                 y.iter_mut().for_each(|y| *y /= sum);
-            });
-            Ok(())
-        }, else float_only(Self::NAME, inputs[0].dtype()))
+            })
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -281,13 +301,12 @@ impl Op for SoftmaxBackward {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        dispatch!(float inputs[0].dtype(), T => {
-            along::<T, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
+        real!(Self::NAME, inputs[0].dtype(), A => {
+            along::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
                 let sum = sum_slices([y, dy], |[y, dy]| y * dy);
                 dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = y * (dy - sum));
-            });
-            Ok(())
-        }, else float_only(Self::NAME, inputs[0].dtype()))
+            })
+        })
     }
 
     fn cases() -> Cases<Self> {
@@ -316,14 +335,13 @@ impl Op for LogSoftmax {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        dispatch!(float inputs[0].dtype(), T => {
-            along::<T, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
+        real!(Self::NAME, inputs[0].dtype(), A => {
+            along::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
                 let max = largest(x);
                 let log = sum_slices([x], |[x]| (x - max).exp()).ln();
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max) - log);
-            });
-            Ok(())
-        }, else float_only(Self::NAME, inputs[0].dtype()))
+            })
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -355,13 +373,12 @@ impl Op for LogSoftmaxBackward {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        dispatch!(float inputs[0].dtype(), T => {
-            along::<T, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
+        real!(Self::NAME, inputs[0].dtype(), A => {
+            along::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
                 let sum = sum_slices([dy], |[dy]| dy);
                 dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = dy - y.exp() * sum);
-            });
-            Ok(())
-        }, else float_only(Self::NAME, inputs[0].dtype()))
+            })
+        })
     }
 
     fn cases() -> Cases<Self> {

@@ -50,8 +50,9 @@ unsafe impl Send for Storage {}
 // SAFETY: as above.
 unsafe impl Sync for Storage {}
 
+/// Whether two ranges share a byte; an empty one (a tensor without elements inside a larger one) shares none.
 fn overlaps(a: (usize, usize), b: (usize, usize)) -> bool {
-    a.0 < b.1 && b.0 < a.1
+    a.0.max(b.0) < a.1.min(b.1)
 }
 
 impl Storage {

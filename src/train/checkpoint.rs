@@ -153,8 +153,13 @@ pub fn open(dir: &Path) -> Result<(Folder, ModelFile)> {
     let folder = Folder::open(dir)?;
     let version: Version = read_toml(&folder, folder::MODEL)?;
     if version.format > FORMAT {
-        let message = format!("the model has format {}, this version of warpsmith reads up to {FORMAT}", version.format);
-        return Err(Error::data(folder.path().join(folder::MODEL), message).with_help("use a newer warpsmith"));
+        let message = format!(
+            "the model has format {}, this version of warpsmith reads up to {FORMAT}",
+            version.format
+        );
+        return Err(
+            Error::data(folder.path().join(folder::MODEL), message).with_help("use a newer warpsmith")
+        );
     }
     let file: ModelFile = read_toml(&folder, folder::MODEL)?;
     file.architecture.mlp.check().map_err(|e| Error::data(folder.path().join(folder::MODEL), e.message()))?;
@@ -182,16 +187,22 @@ pub fn load_model(folder: &Folder, file: &ModelFile, device: Device) -> Result<M
     Ok(model)
 }
 
+/// How far the training of a folder's model has come.
+pub fn read_progress(folder: &Folder) -> Result<Progress> {
+    read_toml(folder, PROGRESS)
+}
+
 /// The state that training goes on from: the progress, and the kept weights by name. Overwrites `model`'s weights and the
 /// arena's buffers, which the optimiser must have made.
 pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(String, HostTensor<'static>)>)> {
-    let progress: Progress = read_toml(folder, PROGRESS)?;
+    let progress = read_progress(folder)?;
     load_into(model, &folder.safetensors(LAST_WEIGHTS)?, &folder.path().join(LAST_WEIGHTS))?;
     let path = folder.path().join(OPTIMIZER);
     let moments = folder.safetensors(OPTIMIZER)?;
     let slices = buffer_slices(model.arena())?;
     if moments.names().len() != slices.len() {
-        let message = format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
+        let message =
+            format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
         return Err(Error::data(path, message));
     }
     for (name, slice) in slices {
@@ -205,10 +216,13 @@ pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(Stri
     if progress.step_floats.len() != block.floats().numel() {
         return Err(Error::data(folder.path().join(PROGRESS), "step_floats has the wrong length"));
     }
-    block.floats().copy_(&Tensor::from_slice(&progress.step_floats, block.floats().shape(), block.floats().device())?)?;
+    block.floats().copy_(&Tensor::from_slice(
+        &progress.step_floats,
+        block.floats().shape(),
+        block.floats().device(),
+    )?)?;
     block.set_steps(progress.steps)?;
     let kept = folder.safetensors(WEIGHTS)?;
     let kept = kept.names().map(|n| Ok((n.to_owned(), kept.get(n)?.into_owned()))).collect::<Result<_>>()?;
     Ok((progress, kept))
 }
-

@@ -19,7 +19,8 @@ pub fn accuracy(predicted: &[i64], truth: &[i64]) -> f64 {
 /// only one class occurs, for it has no meaning then).
 pub fn binary(scores: &[f64], truth: &[i64]) -> Metrics {
     let predicted: Vec<i64> = scores.iter().map(|&s| (s >= 0.5) as i64).collect();
-    let count = |p: i64, t: i64| predicted.iter().zip(truth).filter(|&(&a, &b)| a == p && b == t).count() as f64;
+    let count =
+        |p: i64, t: i64| predicted.iter().zip(truth).filter(|&(&a, &b)| a == p && b == t).count() as f64;
     let (hits, false_alarms, misses) = (count(1, 1), count(1, 0), count(0, 1));
     let ratio = |a: f64, b: f64| if b == 0.0 { 0.0 } else { a / b };
     let mut metrics = Metrics::from([
@@ -86,7 +87,13 @@ mod tests {
         // Two hits, one false alarm, one miss, one right rejection; of six pairs, four are in order and one is tied.
         let (scores, truth) = ([0.9, 0.5, 0.5, 0.1, 0.2], [1, 1, 0, 1, 0]);
         let auc = (2.0 + 1.0 + 0.5) / 6.0;
-        let want = [("accuracy", 0.6), ("precision", 2.0 / 3.0), ("recall", 2.0 / 3.0), ("f1", 2.0 / 3.0), ("roc_auc", auc)];
+        let want = [
+            ("accuracy", 0.6),
+            ("precision", 2.0 / 3.0),
+            ("recall", 2.0 / 3.0),
+            ("f1", 2.0 / 3.0),
+            ("roc_auc", auc),
+        ];
         assert_metrics(&binary(&scores, &truth), &want);
     }
 

@@ -9,7 +9,7 @@ use super::spec::Mlp;
 use crate::data::{Target, Targets, Task};
 use crate::io::HostTensor;
 use crate::nn::{Activation, Cx, Linear, Module, Scope};
-use crate::ops::{CrossEntropy, Reduction};
+use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
 use crate::tensor::no_grad;
 use crate::{Arena, DType, Device, Error, ErrorKind, Result, Shape, Tensor};
 
@@ -101,7 +101,11 @@ impl Model {
         let layer = |(i, pair): (usize, &[usize])| {
             let layer = Linear::new(&scope.enter(i * stride), pair[0], pair[1])?;
             let last = i == hidden.len();
-            Ok(layer.with_activation(if last { Activation::Identity } else { architecture.mlp.activation.into() }))
+            Ok(layer.with_activation(if last {
+                Activation::Identity
+            } else {
+                architecture.mlp.activation.into()
+            }))
         };
         let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
         Ok(Model { architecture, arena, layers })
@@ -119,7 +123,8 @@ impl Model {
 
     /// The answers before the last nonlinearity, `[rows, outputs]`, to `x` `[rows, inputs]`: logits or scaled values.
     pub fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        let (last, hidden) = self.layers.split_last().ok_or_else(|| Error::internal("a network without layers"))?;
+        let (last, hidden) =
+            self.layers.split_last().ok_or_else(|| Error::internal("a network without layers"))?;
         let mut x = x.clone();
         for layer in hidden {
             x = layer.forward(cx, &x)?;
@@ -132,8 +137,10 @@ impl Model {
     /// mean squared error of the scaled values.
     pub fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
         match self.architecture.task {
-            Task::Multiclass => outputs.cross_entropy(targets, None, CrossEntropy::default()),
-            Task::Binary => outputs.reshape(targets.shape())?.bce_with_logits(targets, None, None, Reduction::Mean),
+            Task::Multiclass => outputs.cross_entropy(targets, CrossEntropy::default()),
+            Task::Binary => {
+                outputs.reshape(targets.shape())?.bce_with_logits(targets, BceWithLogits::default())
+            }
             Task::Regression => outputs.reshape(targets.shape())?.mse_loss(targets, Reduction::Mean),
         }
     }
@@ -142,7 +149,9 @@ impl Model {
     pub fn targets(&self, targets: &Targets) -> Result<Tensor> {
         let device = self.arena.device();
         match (self.architecture.task, targets) {
-            (Task::Multiclass, Targets::Classes(classes)) => Tensor::from_slice(classes, classes.len(), device),
+            (Task::Multiclass, Targets::Classes(classes)) => {
+                Tensor::from_slice(classes, classes.len(), device)
+            }
             (Task::Binary, Targets::Classes(classes)) => {
                 let classes: Vec<f32> = classes.iter().map(|&c| c as f32).collect();
                 Tensor::from_slice(&classes, classes.len(), device)
@@ -192,7 +201,10 @@ impl Model {
                 }
                 match (&mut all, self.answers(&outputs)?) {
                     (Answers::Values(all), Answers::Values(part)) => all.extend(part),
-                    (Answers::Classes { probabilities, .. }, Answers::Classes { probabilities: part, .. }) => {
+                    (
+                        Answers::Classes { probabilities, .. },
+                        Answers::Classes { probabilities: part, .. },
+                    ) => {
                         probabilities.extend(part);
                     }
                     _ => return Err(Error::internal("answers of two kinds")),
@@ -238,13 +250,16 @@ impl Model {
             };
             let (_, tensor) = tensors.swap_remove(at);
             if tensor.shape() != param.shape().dims() {
-                let message = format!("{name:?} has shape {:?}, the model needs {}", tensor.shape(), param.shape());
+                let message =
+                    format!("{name:?} has shape {:?}, the model needs {}", tensor.shape(), param.shape());
                 return Err(Error::new(ErrorKind::Data, message));
             }
             param.set(&from_host(&tensor, self.arena.device())?)?;
         }
         match tensors.first() {
-            Some((name, _)) => Err(Error::new(ErrorKind::Data, format!("the model has no parameter {name:?}"))),
+            Some((name, _)) => {
+                Err(Error::new(ErrorKind::Data, format!("the model has no parameter {name:?}")))
+            }
             None => Ok(()),
         }
     }

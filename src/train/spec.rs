@@ -57,11 +57,14 @@ impl FromStr for Mlp {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Mlp> {
-        let expected = || Error::argument(format!("model {text:?}: expected mlp:WIDTH,WIDTH,… such as mlp:256,128"));
+        let expected =
+            || Error::argument(format!("model {text:?}: expected mlp:WIDTH,WIDTH,… such as mlp:256,128"));
         let widths = text.strip_prefix("mlp:").ok_or_else(expected)?;
         let hidden = match widths {
             "" => Vec::new(),
-            _ => widths.split(',').map(|w| w.trim().parse().map_err(|_| expected())).collect::<Result<_>>()?,
+            _ => {
+                widths.split(',').map(|w| w.trim().parse().map_err(|_| expected())).collect::<Result<_>>()?
+            }
         };
         let mlp = Mlp { hidden, ..Mlp::default() };
         mlp.check()?;
@@ -107,7 +110,7 @@ impl From<Hidden> for Activation {
 
 /// The optimisers, by the names that the command line and model files use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum), value(rename_all = "lower"))]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam; weight decay is an L2 penalty.
@@ -171,7 +174,9 @@ impl ScheduleSpec {
             ScheduleSpec::Constant => Schedule::Constant,
             ScheduleSpec::Linear(end_factor) => Schedule::Linear { end_factor },
             ScheduleSpec::Cosine(min_lr) => Schedule::Cosine { min_lr },
-            ScheduleSpec::Step(epochs, gamma) => Schedule::Step { step_size: epochs * steps_per_epoch, gamma },
+            ScheduleSpec::Step(epochs, gamma) => {
+                Schedule::Step { step_size: epochs * steps_per_epoch, gamma }
+            }
             ScheduleSpec::Exponential(gamma) => Schedule::Step { step_size: steps_per_epoch, gamma },
             ScheduleSpec::OneCycle => Schedule::OneCycle {
                 pct_start: 0.3,
@@ -186,7 +191,9 @@ impl ScheduleSpec {
     /// The plateau rule, if this is one.
     pub fn plateau(self) -> Option<Plateau> {
         match self {
-            ScheduleSpec::Plateau(factor, patience) => Some(Plateau { factor, patience, ..Plateau::default() }),
+            ScheduleSpec::Plateau(factor, patience) => {
+                Some(Plateau { factor, patience, ..Plateau::default() })
+            }
             _ => None,
         }
     }
@@ -234,7 +241,8 @@ impl FromStr for ScheduleSpec {
             "" => Vec::new(),
             _ => rest.split(',').map(|a| a.trim().parse().map_err(|_| expected())).collect::<Result<_>>()?,
         };
-        let count = |v: f64| if v.fract() == 0.0 && (0.0..1e9).contains(&v) { Ok(v as u64) } else { Err(expected()) };
+        let count =
+            |v: f64| if v.fract() == 0.0 && (0.0..1e9).contains(&v) { Ok(v as u64) } else { Err(expected()) };
         let schedule = match (name, args.as_slice()) {
             ("constant", []) => ScheduleSpec::Constant,
             ("linear", []) => ScheduleSpec::Linear(0.0),
@@ -326,10 +334,18 @@ impl TrainConfig {
     /// Errors (kind `Argument`) if a setting is wrong by itself.
     pub fn check(&self) -> Result<()> {
         let positive = |what: &str, v: f64| {
-            if v.is_finite() && v > 0.0 { Ok(()) } else { Err(Error::argument(format!("{what} {v} is not a positive number"))) }
+            if v.is_finite() && v > 0.0 {
+                Ok(())
+            } else {
+                Err(Error::argument(format!("{what} {v} is not a positive number")))
+            }
         };
         let from_zero = |what: &str, v: f64| {
-            if v.is_finite() && v >= 0.0 { Ok(()) } else { Err(Error::argument(format!("{what} {v} is not a number from 0 on"))) }
+            if v.is_finite() && v >= 0.0 {
+                Ok(())
+            } else {
+                Err(Error::argument(format!("{what} {v} is not a number from 0 on")))
+            }
         };
         positive("learning rate", self.lr)?;
         from_zero("weight decay", self.weight_decay)?;
@@ -361,10 +377,28 @@ mod tests {
         for text in ["mlp", "mlp:0", "mlp:3,", "mlp:-1", "mlp:a", "resnet", ""] {
             assert!(text.parse::<Mlp>().is_err(), "{text}");
         }
-        for text in ["constant", "linear:0.5", "cosine:0.0001", "step:3,0.5", "exponential:0.9", "one-cycle", "plateau:0.5,3"] {
+        for text in [
+            "constant",
+            "linear:0.5",
+            "cosine:0.0001",
+            "step:3,0.5",
+            "exponential:0.9",
+            "one-cycle",
+            "plateau:0.5,3",
+        ] {
             assert_eq!(text.parse::<ScheduleSpec>().unwrap().to_string(), text);
         }
-        for text in ["", "step", "step:0", "step:1.5", "linear:2", "plateau:1", "plateau:0.5,-1", "cosine:x", "one-cycle:3"] {
+        for text in [
+            "",
+            "step",
+            "step:0",
+            "step:1.5",
+            "linear:2",
+            "plateau:1",
+            "plateau:0.5,-1",
+            "cosine:x",
+            "one-cycle:3",
+        ] {
             assert!(text.parse::<ScheduleSpec>().is_err(), "{text}");
         }
     }

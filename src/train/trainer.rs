@@ -113,7 +113,14 @@ pub struct Trainer {
 
 impl Trainer {
     /// A new run on `data` that will save to `dir`. `source` is kept in the model file for the caller's own use.
-    pub fn new(data: Dataset, mlp: Mlp, config: TrainConfig, source: toml::Table, device: Device, dir: &Path) -> Result<Trainer> {
+    pub fn new(
+        data: Dataset,
+        mlp: Mlp,
+        config: TrainConfig,
+        source: toml::Table,
+        device: Device,
+        dir: &Path,
+    ) -> Result<Trainer> {
         config.check()?;
         let classes = data.preparation.target().classes().len();
         let architecture = Architecture::new(data.task, data.preparation.width(), classes, mlp);
@@ -134,14 +141,22 @@ impl Trainer {
     ///
     /// Errors (kind `Data`) if the data is not what the run was trained on. All of `config` but `epochs` must be the
     /// folder's own; that is the caller's duty, who knows which flags were given.
-    pub fn resume(data: Dataset, folder: &Folder, file: ModelFile, config: TrainConfig, device: Device, dir: &Path) -> Result<Trainer> {
+    pub fn resume(
+        data: Dataset,
+        folder: &Folder,
+        file: ModelFile,
+        config: TrainConfig,
+        device: Device,
+        dir: &Path,
+    ) -> Result<Trainer> {
         config.check()?;
         let model = Model::new(file.architecture.clone(), config.seed, device)?;
         let file = ModelFile { training: config.clone(), ..file };
         let mut trainer = Trainer::assemble(data, model, config, file, dir)?;
         let (progress, kept) = checkpoint::load_state(folder, &trainer.model)?;
         if progress.data_checksum != trainer.progress.data_checksum {
-            let message = "the data is not what this model was trained on, or was divided or prepared differently";
+            let message =
+                "the data is not what this model was trained on, or was divided or prepared differently";
             return Err(Error::data(folder.path(), message));
         }
         trainer.train.seek(progress.position())?;
@@ -149,12 +164,19 @@ impl Trainer {
             *state = saved;
         }
         let log = folder.read("metrics.jsonl")?;
-        trainer.log = String::from_utf8(log).map_err(|e| Error::data(folder.path(), "metrics.jsonl is not UTF-8").caused_by(e))?;
+        trainer.log = String::from_utf8(log)
+            .map_err(|e| Error::data(folder.path(), "metrics.jsonl is not UTF-8").caused_by(e))?;
         (trainer.progress, trainer.kept) = (Progress { stopped_early: false, ..progress }, kept);
         Ok(trainer)
     }
 
-    fn assemble(data: Dataset, model: Model, config: TrainConfig, file: ModelFile, dir: &Path) -> Result<Trainer> {
+    fn assemble(
+        data: Dataset,
+        model: Model,
+        config: TrainConfig,
+        file: ModelFile,
+        dir: &Path,
+    ) -> Result<Trainer> {
         let options = LoaderOptions {
             batch: config.batch,
             order: Order::Shuffled { seed: config.seed },
@@ -210,7 +232,9 @@ impl Trainer {
                 return self.interrupt(observer);
             }
             let lr = match (&schedule, &self.plateau) {
-                (Some(schedule), _) => schedule.lr(config.lr, self.progress.steps, warmup, config.horizon * per_epoch),
+                (Some(schedule), _) => {
+                    schedule.lr(config.lr, self.progress.steps, warmup, config.horizon * per_epoch)
+                }
                 (None, Some((_, state))) if self.progress.steps < warmup => {
                     state.lr * (self.progress.steps + 1) as f64 / warmup as f64
                 }
@@ -229,7 +253,11 @@ impl Trainer {
                 continue;
             };
             let rows = batch.rows.len();
-            let x = Tensor::from_slice(&batch.features, [rows, self.model.architecture().inputs], self.model.arena().device())?;
+            let x = Tensor::from_slice(
+                &batch.features,
+                [rows, self.model.architecture().inputs],
+                self.model.arena().device(),
+            )?;
             let targets = self.model.targets(&batch.targets)?;
             let loss = self.step(&x, &targets, config.seed)?;
             self.progress.loss_sum += loss * rows as f64;
@@ -269,7 +297,9 @@ impl Trainer {
         let step = self.progress.steps + 1;
         let bad = |name: &str| format!("parameter {name} was no longer finite after step {}", step - 1);
         let params = self.model.arena().params().unwrap_or_default();
-        let finite = |p: &crate::Param| p.get().and_then(|t| t.to_f64_vec()).is_ok_and(|v| v.iter().all(|v| v.is_finite()));
+        let finite = |p: &crate::Param| {
+            p.get().and_then(|t| t.to_f64_vec()).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
+        };
         let cause = match params.iter().find(|p| !finite(p)) {
             Some(param) => bad(&param.name()),
             None => {
@@ -284,8 +314,9 @@ impl Trainer {
             }
         };
         let message = format!("training diverged: the loss of step {step} is {loss}; {cause}");
-        Error::new(ErrorKind::Diverged, message)
-            .with_help("lower the learning rate, clip gradients (--clip 1), or check the data for extreme values")
+        Error::new(ErrorKind::Diverged, message).with_help(
+            "lower the learning rate, clip gradients (--clip 1), or check the data for extreme values",
+        )
     }
 
     /// Evaluates, logs and judges a finished epoch.
@@ -293,14 +324,19 @@ impl Trainer {
         let train_loss = self.progress.loss_sum / self.progress.loss_rows.max(1) as f64;
         let (mut val_loss, mut val_metrics) = (None, Metrics::new());
         if self.validation.rows() > 0 {
-            let (answers, loss) = self.model.evaluate(&self.validation.features, Some(&self.validation.targets))?;
+            let (answers, loss) =
+                self.model.evaluate(&self.validation.features, Some(&self.validation.targets))?;
             val_metrics = self.model.metrics(&answers, &self.validation.targets, &self.target);
             val_loss = Some(loss);
         }
         if !val_loss.unwrap_or(0.0).is_finite() || !self.parameters_are_finite()? {
-            let message = format!("training diverged: after step {} the model is no longer finite", self.progress.steps);
-            return Err(Error::new(ErrorKind::Diverged, message)
-                .with_help("lower the learning rate, clip gradients (--clip 1), or check the data for extreme values"));
+            let message = format!(
+                "training diverged: after step {} the model is no longer finite",
+                self.progress.steps
+            );
+            return Err(Error::new(ErrorKind::Diverged, message).with_help(
+                "lower the learning rate, clip gradients (--clip 1), or check the data for extreme values",
+            ));
         }
         self.progress.epoch += 1;
         self.progress.batch = 0;
@@ -379,14 +415,21 @@ impl Trainer {
         let floats = self.model.arena().step_block().floats();
         self.progress.step_floats = floats.to_vec()?;
         self.progress.plateau = self.plateau.as_ref().map(|p| p.1);
-        let (file, kept, model, progress, log) = (&self.file, &self.kept, &self.model, &self.progress, &self.log);
+        let (file, kept, model, progress, log) =
+            (&self.file, &self.kept, &self.model, &self.progress, &self.log);
         checkpoint::save(&self.dir, &Checkpoint { file, kept, model, progress, log })?;
         observer.saved(&self.dir);
         Ok(())
     }
 
     /// Evaluates the kept weights, saves and reports.
-    fn finish(&mut self, start: Instant, first_step_seconds: Option<f64>, samples: u64, observer: &mut dyn Observer) -> Result<Report> {
+    fn finish(
+        &mut self,
+        start: Instant,
+        first_step_seconds: Option<f64>,
+        samples: u64,
+        observer: &mut dyn Observer,
+    ) -> Result<Report> {
         self.progress.stopped_early = self.progress.epoch < self.file.training.epochs;
         let kept = Model::new(self.model.architecture().clone(), 0, self.model.arena().device())?;
         kept.load_state(self.kept.iter().map(|(n, t)| (n.as_str(), t.clone())).collect())?;
@@ -416,7 +459,8 @@ impl Trainer {
 
 fn make_optimizer(model: &Model, config: &TrainConfig) -> Result<Box<dyn optim::Step>> {
     let clip = config.clip.map_or(Clip::None, Clip::Norm);
-    let (arena, lr, momentum, weight_decay) = (model.arena(), config.lr, config.momentum, config.weight_decay);
+    let (arena, lr, momentum, weight_decay) =
+        (model.arena(), config.lr, config.momentum, config.weight_decay);
     Ok(match config.optimizer {
         OptimizerKind::Adam => {
             Box::new(Optimizer::new(arena, Adam { weight_decay, ..Adam::default() }, lr)?.with_clip(clip)?)

@@ -1,5 +1,7 @@
 //! Tests of the product: against sums in f64, against the bit contract, over threads, layouts, types and epilogues.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::dtype::{bf16, f16};
 
@@ -138,8 +140,8 @@ fn check<T: Float>([m, k, n]: [usize; 3], la: Layout, lb: Layout, accumulate: Ac
             let x = got[i * n + j];
             let (sum, size) = exact(&a, &b, i, j);
             let (sum, size) = before.map_or((sum, size), |o| (sum + o.to_f64(), size + o.to_f64().abs()));
-            // Every term is rounded at most once per later addition, and the result once more.
-            let bound = round_sum * (k + 2) as f64 * size + round * size;
+            // Every term is rounded as a product (unless fused), once per later addition, and with the result.
+            let bound = round_sum * (k + 3) as f64 * size + round * size;
             assert!((x.to_f64() - sum).abs() <= bound, "{what}: {x} is not {sum} ± {bound}");
             if Isa::detect() != Isa::Portable {
                 let want = T::from_acc(contract(&a, &b, i, j, before));
@@ -176,6 +178,46 @@ fn f64_is_right_and_keeps_the_contract() {
 fn sixteen_bit_types_are_summed_in_f32_and_rounded_once() {
     check_all::<bf16>();
     check_all::<f16>();
+}
+
+#[test]
+fn every_instruction_set_of_this_machine_keeps_the_contract() {
+    fn check<T: Float>() {
+        for [m, k, n] in SHAPES {
+            for (la, lb) in LAYOUTS.into_iter().flat_map(|la| LAYOUTS.map(|lb| (la, lb))) {
+                let a = Owned::<T>::new([m, k], la, value);
+                let b = Owned::<T>::new([k, n], lb, |i| value(i + 321));
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                    let mut c = vec![T::from_f64(0.5); m * n];
+                    let product = Product {
+                        a: a.view(),
+                        b: b.view(),
+                        c: MatMut::new(&mut c, m, n, n),
+                        accumulate: Accumulate::Add,
+                        epilogue: Epilogue::default(),
+                    };
+                    product.checked().serial_on(isa);
+                    for (at, &x) in c.iter().enumerate() {
+                        let (i, j) = (at / n, at % n);
+                        let what = format!("{isa:?} {} {m}×{k}×{n} {la:?} {lb:?} at {i},{j}", T::DTYPE);
+                        if isa == Isa::Portable {
+                            let (sum, size) = exact(&a, &b, i, j);
+                            let (sum, size) = (sum + 0.5, size + 0.5);
+                            let rounds = T::Acc::DTYPE.unit_roundoff() * (k + 3) as f64;
+                            let bound = (rounds + T::DTYPE.unit_roundoff()) * size;
+                            assert!((x.to_f64() - sum).abs() <= bound, "{what}: {x} is not {sum} ± {bound}");
+                        } else {
+                            let want = T::from_acc(contract(&a, &b, i, j, Some(T::from_f64(0.5))));
+                            assert_eq!(bits(&[x]), bits(&[want]), "{what}: {x} is not {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+    check::<bf16>();
 }
 
 /// The products of a step of the networks in the bench list, and a few odd ones.

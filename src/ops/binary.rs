@@ -1,0 +1,606 @@
+//! Ops of two operands under NumPy's broadcasting, element by element: arithmetic with gradients, and comparisons.
+//!
+//! A new one is one entry of a table below. Both operands must have one dtype: nothing is promoted, the error names the
+//! cast. A gradient of a broadcast operand is summed over the repeated dimensions by [`SumTo`].
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Debug;
+
+use super::unary::{Integer, by_kind, refuse, source, target};
+use super::{Arg, Case, Cases, Map, Neg, Op, Plan, SumTo, Tolerance, Values, run1};
+use crate::cpu::elementwise::{Work, apply, each2, each3};
+use crate::dtype::Real;
+use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
+use crate::{DType, Error, Result, Shape};
+
+/// An elementwise function of two operands; [`Zip`] makes it an op.
+pub trait Binary: Copy + Debug + Send + Sync + 'static {
+    /// The op's name.
+    const NAME: &'static str;
+    /// The name of the op that computes its gradients.
+    const BACKWARD: &'static str;
+    /// Whether [`Binary::integer`] exists.
+    const INTEGERS: bool;
+    /// The gradient of b is this times dy, and that of a is dy; `None` where they depend on a or b.
+    const SIGN: Option<f64> = None;
+    /// Which of a and b the gradients of a and of b read.
+    const READS: [[bool; 2]; 2];
+
+    /// The value at (a, b).
+    fn forward<R: Real>(self, a: R, b: R) -> R;
+    /// The gradient of a.
+    fn grad_a<R: Real>(self, dy: R, a: R, b: R) -> R;
+    /// The gradient of b.
+    fn grad_b<R: Real>(self, dy: R, a: R, b: R) -> R;
+    /// The value at integers, wrapping.
+    fn integer<I: Integer>(self, a: I, b: I) -> I;
+    /// The function itself: it has no arguments.
+    fn new() -> Self;
+    /// Values of a and b to test with, and how exact value and gradients are.
+    fn examples() -> (Values, Values, Tolerance, Tolerance);
+}
+
+/// A comparison; [`Compare`] makes it an op.
+pub trait Comparison: Copy + Debug + Send + Sync + 'static {
+    /// The op's name.
+    const NAME: &'static str;
+    /// The relation itself: it has no arguments.
+    fn new() -> Self;
+    /// Whether it holds.
+    fn holds<W: PartialOrd>(self, a: W, b: W) -> bool;
+}
+
+/// y = f(a, b) with broadcasting. Gradients: [`ZipBackward`].
+#[derive(Clone, Copy, Debug)]
+pub struct Zip<F>(pub F);
+
+/// One gradient of [`Zip`], in the shape of dy. Inputs: dy, then a or b or both, as [`Binary::READS`] says; these expand
+/// to the shape of dy.
+#[derive(Clone, Copy, Debug)]
+pub struct ZipBackward<F> {
+    /// Of which function.
+    pub of: F,
+    /// Of which operand: 0 for a, 1 for b.
+    pub operand: usize,
+}
+
+/// Whether a relation holds between a and b, with broadcasting, as u8 0 or 1. No gradient. NaN differs from everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Compare<F>(pub F);
+
+/// The common meta of two operands.
+fn common(op: &'static str, inputs: &[Meta]) -> Result<Meta> {
+    let (a, b) = (inputs[0], inputs[1]);
+    if a.dtype != b.dtype {
+        let message = format!("operands of {} and {}; nothing is promoted", a.dtype, b.dtype);
+        let help =
+            format!("cast one of them: to_dtype(DType::{:?}) or to_dtype(DType::{:?})", a.dtype, b.dtype);
+        return Err(Error::dtype(op, message).with_help(help));
+    }
+    Ok(a.with_shape(a.shape.broadcast(&b.shape, op)?))
+}
+
+impl<F: Binary> Op for Zip<F> {
+    const NAME: &'static str = F::NAME;
+    const ACCUMULATES: bool = true;
+
+    fn saves(&self, needs: &[bool]) -> Saves {
+        let mut saves = Saves::NONE;
+        for input in [0, 1] {
+            if (0..2).any(|operand| needs[operand] && F::READS[operand][input]) {
+                saves = saves.and_inputs(&[input]);
+            }
+        }
+        saves
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let out = common(Self::NAME, inputs)?;
+        let accepted = out.dtype.is_float() || F::INTEGERS && matches!(out.dtype, DType::I32 | DType::I64);
+        if !accepted {
+            return Err(refuse(Self::NAME, out.dtype, F::INTEGERS));
+        }
+        Ok(Plan::one(out))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let (f, y) = (self.0, &mut outputs[0]);
+        let (a, b) = (inputs[0].expand(&y.shape())?, inputs[1].expand(&y.shape())?);
+        let sources = [source(&a), source(&b)];
+        by_kind!(
+            y.dtype(),
+            float R => apply(target(y), sources, &each2(#[inline(always)] |a: R, b: R| f.forward(a, b))),
+            int I => apply(target(y), sources, &each2(#[inline(always)] |a: I, b: I| f.integer(a, b))),
+            name Self::NAME
+        );
+        Ok(())
+    }
+
+    fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
+        let Some(dy) = &dys[0] else { return Ok(()) };
+        for operand in [0, 1] {
+            if !cx.needs(operand) {
+                continue;
+            }
+            let shape = cx.input_meta(operand).shape;
+            let whole = shape == dy.shape();
+            let full = match F::SIGN {
+                Some(sign) if operand == 0 || sign > 0.0 => dy.clone(),
+                Some(_) if whole => {
+                    cx.run(Map(Neg {}), &[dy], &[operand])?;
+                    continue;
+                }
+                // The smaller sum is negated.
+                Some(_) => {
+                    let sum = run1(SumTo { shape }, &[dy])?;
+                    cx.run(Map(Neg {}), &[&sum], &[operand])?;
+                    continue;
+                }
+                None => {
+                    let read = (0..2).filter(|&i| F::READS[operand][i]).map(|i| cx.input(i));
+                    let read = read.collect::<Result<Vec<_>>>()?;
+                    let inputs: Vec<&Tensor> = std::iter::once(dy).chain(&read).collect();
+                    let op = ZipBackward { of: self.0, operand };
+                    if whole {
+                        cx.run(op, &inputs, &[operand])?;
+                        continue;
+                    }
+                    run1(op, &inputs)?
+                }
+            };
+            if whole {
+                cx.give(operand, full)?;
+            } else {
+                cx.run(SumTo { shape }, &[&full], &[operand])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cases() -> Cases<Self> {
+        let (a, b, tolerance, _) = F::examples();
+        let (op, dtypes): (_, &[DType]) = (F::new(), if F::INTEGERS { &NUMBERS } else { &DType::FLOATS });
+        let case = |&(x, y): &(&[usize], &[usize])| Case {
+            op: Zip(op),
+            inputs: vec![Arg::new(x, a.clone()), Arg::new(y, b.clone())],
+        };
+        Cases { dtypes, tolerance, list: PAIRS.iter().map(case).collect() }
+    }
+}
+
+const NUMBERS: [DType; 6] = [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32, DType::I64];
+
+/// Shapes that broadcast.
+const PAIRS: [(&[usize], &[usize]); 16] = [
+    (&[], &[]),
+    (&[0], &[1]),
+    (&[3, 0, 2], &[2]),
+    (&[7], &[]),
+    (&[], &[31]),
+    (&[33], &[33]),
+    (&[257], &[257]),
+    (&[5, 13], &[13]),
+    (&[5, 13], &[5, 1]),
+    (&[5, 1], &[1, 13]),
+    (&[2, 3, 17], &[3, 1]),
+    (&[2, 1, 4], &[3, 1]),
+    (&[1, 4, 1, 9], &[4, 3, 1]),
+    (&[2, 1025], &[1025]),
+    (&[700, 2], &[700, 1]),
+    (&[1], &[2, 3, 4]),
+];
+
+impl<F: Binary> ZipBackward<F> {
+    fn expanded<'a>(&self, inputs: &[View<'a>], shape: &Shape) -> Result<[View<'a>; 3]> {
+        // What the gradient does not read may be anything: dy is in the cache already.
+        let mut views = [inputs[0]; 3];
+        let read = (0..2).filter(|&i| F::READS[self.operand][i]);
+        for (input, i) in inputs[1..].iter().zip(read) {
+            views[1 + i] = input.expand(shape)?;
+        }
+        Ok(views)
+    }
+}
+
+impl<F: Binary> Op for ZipBackward<F> {
+    const NAME: &'static str = F::BACKWARD;
+    const ACCUMULATES: bool = true;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let dy = inputs[0];
+        if !dy.dtype.is_float() {
+            return Err(refuse(Self::NAME, dy.dtype, false));
+        }
+        for &other in &inputs[1..] {
+            if common(Self::NAME, &[dy, other])?.shape != dy.shape {
+                let message = format!("{} does not expand to the gradient's {}", other.shape, dy.shape);
+                return Err(Error::shape(Self::NAME, message));
+            }
+        }
+        Ok(Plan::one(dy))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let (f, shape) = (self.of, outputs[0].shape());
+        let views = self.expanded(inputs, &shape)?;
+        let (sources, dx) = (views.each_ref().map(source), target(&mut outputs[0]));
+        match (inputs[0].dtype(), self.operand) {
+            (DType::F64, 0) => {
+                apply(
+                    dx,
+                    sources,
+                    &each3(
+                        #[inline(always)]
+                        |dy: f64, a, b| f.grad_a(dy, a, b),
+                    ),
+                );
+            }
+            (DType::F64, _) => {
+                apply(
+                    dx,
+                    sources,
+                    &each3(
+                        #[inline(always)]
+                        |dy: f64, a, b| f.grad_b(dy, a, b),
+                    ),
+                );
+            }
+            (_, 0) => apply(
+                dx,
+                sources,
+                &each3(
+                    #[inline(always)]
+                    |dy: f32, a, b| f.grad_a(dy, a, b),
+                ),
+            ),
+            (_, _) => apply(
+                dx,
+                sources,
+                &each3(
+                    #[inline(always)]
+                    |dy: f32, a, b| f.grad_b(dy, a, b),
+                ),
+            ),
+        }
+        Ok(())
+    }
+
+    fn cases() -> Cases<Self> {
+        let (a, b, _, tolerance) = F::examples();
+        // Ties too: the gradient at one is defined.
+        let values = [(a, b), (Values::Integers(1, 3), Values::Integers(1, 3))];
+        let shapes: [(&[usize], [&[usize]; 2]); 6] = [
+            (&[], [&[], &[]]),
+            (&[0], [&[0], &[1]]),
+            (&[33], [&[33], &[33]]),
+            (&[5, 13], [&[13], &[5, 1]]),
+            (&[2, 3, 17], [&[2, 3, 17], &[3, 1]]),
+            (&[2, 700], [&[2, 700], &[700]]),
+        ];
+        let mut list = Vec::new();
+        for operand in [0, 1] {
+            for (of_a, of_b) in &values {
+                for (dy, others) in &shapes {
+                    let mut inputs = vec![Arg::constant(dy, Values::Normal(1.0))];
+                    let operands = others.iter().zip([of_a, of_b]).zip(F::READS[operand]);
+                    for ((shape, values), _) in operands.filter(|(_, read)| *read) {
+                        inputs.push(Arg::constant(shape, values.clone()));
+                    }
+                    list.push(Case { op: ZipBackward { of: F::new(), operand }, inputs });
+                }
+            }
+        }
+        Cases { dtypes: &DType::FLOATS, tolerance, list }
+    }
+}
+
+impl<F: Comparison> Op for Compare<F> {
+    const NAME: &'static str = F::NAME;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        Ok(Plan::one(common(Self::NAME, inputs)?.with_dtype(DType::U8)))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        fn body<F: Comparison, W: Work>(f: F, [a, b]: [&View<'_>; 2], out: &mut Out<'_>) {
+            let sources = [source(a), source(b)];
+            apply(
+                target(out),
+                sources,
+                &each2(
+                    #[inline(always)]
+                    |a: W, b: W| u8::from(f.holds(a, b)),
+                ),
+            );
+        }
+        let (f, out) = (self.0, &mut outputs[0]);
+        let (a, b) = (inputs[0].expand(&out.shape())?, inputs[1].expand(&out.shape())?);
+        match a.dtype() {
+            DType::F32 | DType::BF16 | DType::F16 => body::<F, f32>(f, [&a, &b], out),
+            DType::F64 => body::<F, f64>(f, [&a, &b], out),
+            DType::U8 => body::<F, u8>(f, [&a, &b], out),
+            DType::I32 => body::<F, i32>(f, [&a, &b], out),
+            DType::I64 => body::<F, i64>(f, [&a, &b], out),
+        }
+        Ok(())
+    }
+
+    fn cases() -> Cases<Self> {
+        let of = |shape: &[usize]| Arg::constant(shape, Values::Integers(0, 3));
+        let case =
+            |&(x, y): &(&[usize], &[usize])| Case { op: Compare(F::new()), inputs: vec![of(x), of(y)] };
+        Cases { dtypes: &DType::ALL, tolerance: Tolerance::Exact, list: PAIRS.iter().map(case).collect() }
+    }
+}
+
+macro_rules! binary {
+    ($(
+        $(#[$doc:meta])*
+        $method:ident = $name:ident, $backward_name:literal $(, sign $sign:literal)?, reads $reads:expr;
+        |$a:ident, $b:ident| $forward:expr, |$dy:ident| $grad_a:expr, $grad_b:expr $(, int $integer:expr)?;
+        $values_a:expr, $values_b:expr, $exact:expr, $exact_backward:expr;
+    )*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name;
+
+            impl Binary for $name {
+                const NAME: &'static str = stringify!($method);
+                const BACKWARD: &'static str = $backward_name;
+                const INTEGERS: bool = binary!(@given $($integer)?);
+                $(const SIGN: Option<f64> = Some($sign);)?
+                const READS: [[bool; 2]; 2] = $reads;
+
+                fn new() -> Self {
+                    $name
+                }
+
+                #[inline(always)]
+                fn forward<R: Real>(self, $a: R, $b: R) -> R {
+                    $forward
+                }
+
+                #[inline(always)]
+                #[allow(unused_variables, reason = "few gradients read everything")]
+                fn grad_a<R: Real>(self, $dy: R, $a: R, $b: R) -> R {
+                    $grad_a
+                }
+
+                #[inline(always)]
+                #[allow(unused_variables, reason = "few gradients read everything")]
+                fn grad_b<R: Real>(self, $dy: R, $a: R, $b: R) -> R {
+                    $grad_b
+                }
+
+                #[inline(always)]
+                #[allow(unused_variables, reason = "some have no form for integers")]
+                fn integer<I: Integer>(self, $a: I, $b: I) -> I {
+                    binary!(@or_first $a $(, $integer)?)
+                }
+
+                fn examples() -> (Values, Values, Tolerance, Tolerance) {
+                    ($values_a, $values_b, $exact, $exact_backward)
+                }
+            }
+
+            impl Tensor {
+                $(#[$doc])*
+                #[track_caller]
+                pub fn $method(&self, other: &Tensor) -> Result<Tensor> {
+                    run1(Zip($name), &[self, other])
+                }
+            }
+        )*
+            };
+    (@given) => { false };
+    (@given $integer:expr) => { true };
+    (@or_first $a:ident) => { $a };
+    (@or_first $a:ident, $integer:expr) => { $integer };
+}
+
+macro_rules! comparisons {
+    ($($(#[$doc:meta])* $method:ident, $scalar:ident = $name:ident |$a:ident, $b:ident| $holds:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name;
+
+        impl Comparison for $name {
+            const NAME: &'static str = stringify!($method);
+
+            fn new() -> Self {
+                $name
+            }
+
+            #[inline(always)]
+            fn holds<W: PartialOrd>(self, $a: W, $b: W) -> bool {
+                $holds
+            }
+        }
+
+        impl Tensor {
+            $(#[$doc])*
+            #[track_caller]
+            pub fn $method(&self, other: &Tensor) -> Result<Tensor> {
+                run1(Compare($name), &[self, other])
+            }
+
+            $(#[$doc])*
+            ///
+            /// The second operand is a number, taken as the tensor's element type.
+            #[track_caller]
+            pub fn $scalar(&self, value: f64) -> Result<Tensor> {
+                run1(Compare($name), &[self, &Tensor::full((), value, self.dtype(), self.device())?])
+            }
+        }
+    )*};
+}
+
+/// Odd numbers for a and even ones for b: never equal, so that differences see no kink.
+const ODD: Values = Values::OneOf(&[-3.0, -1.0, 1.0, 3.0]);
+const EVEN: Values = Values::OneOf(&[-2.0, 0.0, 2.0]);
+const fn ulp(n: f64) -> Tolerance {
+    Tolerance::Ulp(n, "the bound of the power function, one more a product or quotient")
+}
+
+// Each entry: name = type, name of the gradient op, what the gradients read ([a, b] for that of a, then of b); value,
+// gradients of a and b, value for integers; values of a and b to test with, how exact value and gradients are.
+binary! {
+    /// a + b, with broadcasting.
+    add = Add, "add_backward", sign 1.0, reads [[false, false], [false, false]];
+    |a, b| a + b, |dy| dy, dy, int a.plus(b);
+    Values::Normal(1.0), Values::Normal(1.0), Tolerance::Exact, Tolerance::Exact;
+
+    /// a − b, with broadcasting.
+    sub = Sub, "sub_backward", sign -1.0, reads [[false, false], [false, false]];
+    |a, b| a - b, |dy| dy, -dy, int a.plus(b.negated());
+    Values::Normal(1.0), Values::Normal(1.0), Tolerance::Exact, Tolerance::Exact;
+
+    /// a · b, with broadcasting.
+    mul = Mul, "mul_backward", reads [[false, true], [true, false]];
+    |a, b| a * b, |dy| dy * b, dy * a, int a.times(b);
+    Values::Normal(1.0), Values::Normal(1.0), Tolerance::Exact, Tolerance::Exact;
+
+    /// a / b, with broadcasting. Floats only.
+    div = Div, "div_backward", reads [[false, true], [true, true]];
+    |a, b| a / b, |dy| dy / b, -dy * (a / b / b);
+    Values::Normal(1.0), Values::AwayFrom { points: &[0.0], gap: 0.3 }, Tolerance::Exact, ulp(3.0);
+
+    /// a to the power of b, with broadcasting. Floats only. The gradient of a is 0 where b is 0, and that of b is 0 where
+    /// a is 0 and b is not negative.
+    pow = Pow, "pow_backward", reads [[true, true], [true, true]];
+    |a, b| a.powf(b),
+    |dy| if b == R::ZERO { R::ZERO * dy } else { dy * (b * a.powf(b - R::ONE)) },
+    if a == R::ZERO && b >= R::ZERO { R::ZERO * dy } else { dy * (a.powf(b) * a.ln()) };
+    Values::Uniform(0.2, 3.0), Values::Uniform(-2.0, 2.0), ulp(1.0),
+    Tolerance::Ulp(8.0, "b - 1 is rounded, which the power magnifies by ln a");
+
+    /// The larger of a and b, NaN if either is, with broadcasting. At a tie each gets half of the gradient, as in PyTorch.
+    maximum = Maximum, "maximum_backward", reads [[true, true], [true, true]];
+    |a, b| if a.is_nan() || a > b { a } else { b },
+    |dy| if a == b { R::of(0.5) * dy } else if a < b { R::ZERO } else { dy },
+    if a == b { R::of(0.5) * dy } else if b < a { R::ZERO } else { dy }, int a.max(b);
+    ODD, EVEN, Tolerance::Exact, Tolerance::Exact;
+
+    /// The smaller of a and b, NaN if either is, with broadcasting. At a tie each gets half of the gradient, as in PyTorch.
+    minimum = Minimum, "minimum_backward", reads [[true, true], [true, true]];
+    |a, b| if a.is_nan() || a < b { a } else { b },
+    |dy| if a == b { R::of(0.5) * dy } else if a > b { R::ZERO } else { dy },
+    if a == b { R::of(0.5) * dy } else if b > a { R::ZERO } else { dy }, int a.min(b);
+    ODD, EVEN, Tolerance::Exact, Tolerance::Exact;
+}
+
+comparisons! {
+    /// Where a = b, as u8 0 or 1, with broadcasting.
+    eq, eq_scalar = Eq |a, b| a == b;
+    /// Where a ≠ b, as u8 0 or 1, with broadcasting; NaN differs from everything.
+    ne, ne_scalar = Ne |a, b| a != b;
+    /// Where a < b, as u8 0 or 1, with broadcasting.
+    lt, lt_scalar = Lt |a, b| a < b;
+    /// Where a ≤ b, as u8 0 or 1, with broadcasting.
+    le, le_scalar = Le |a, b| a <= b;
+    /// Where a > b, as u8 0 or 1, with broadcasting.
+    gt, gt_scalar = Gt |a, b| a > b;
+    /// Where a ≥ b, as u8 0 or 1, with broadcasting.
+    ge, ge_scalar = Ge |a, b| a >= b;
+}
+
+super::family!(
+    Zip<Add>,
+    Zip<Sub>,
+    Zip<Mul>,
+    Zip<Div>,
+    Zip<Pow>,
+    Zip<Maximum>,
+    Zip<Minimum>,
+    ZipBackward<Mul>,
+    ZipBackward<Div>,
+    ZipBackward<Pow>,
+    ZipBackward<Maximum>,
+    ZipBackward<Minimum>,
+    Compare<Eq>,
+    Compare<Ne>,
+    Compare<Lt>,
+    Compare<Le>,
+    Compare<Gt>,
+    Compare<Ge>,
+);
+
+macro_rules! operators {
+    ($($operator:ident, $method:ident, $scalar:ident;)*) => {$(
+        impl std::ops::$operator for &Tensor {
+            type Output = Result<Tensor>;
+
+            #[track_caller]
+            fn $method(self, other: &Tensor) -> Result<Tensor> {
+                Tensor::$method(self, other)
+            }
+        }
+
+        impl std::ops::$operator<f64> for &Tensor {
+            type Output = Result<Tensor>;
+
+            #[track_caller]
+            fn $method(self, value: f64) -> Result<Tensor> {
+                self.$scalar(value)
+            }
+        }
+    )*};
+}
+operators! {
+    Add, add, add_scalar;
+    Sub, sub, sub_scalar;
+    Mul, mul, mul_scalar;
+    Div, div, div_scalar;
+}
+
+impl std::ops::Neg for &Tensor {
+    type Output = Result<Tensor>;
+
+    #[track_caller]
+    fn neg(self) -> Result<Tensor> {
+        Tensor::neg(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, ErrorKind};
+
+    fn tensor(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values, values.len(), Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn nan_wins_in_maximum_and_minimum_on_either_side() {
+        let (a, b) = (tensor(&[f32::NAN, 1.0, -2.0]), tensor(&[1.0, f32::NAN, 3.0]));
+        for y in [a.maximum(&b), a.minimum(&b)] {
+            let y = y.unwrap().to_vec::<f32>().unwrap();
+            assert!(y[0].is_nan() && y[1].is_nan() && !y[2].is_nan());
+        }
+    }
+
+    #[test]
+    fn mixed_dtypes_are_refused_with_the_cast() {
+        let a = tensor(&[1.0]);
+        let error = a.add(&a.to_dtype(DType::BF16).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DType);
+        assert!(
+            error.message().contains("f32 and bf16") && error.help().unwrap().contains("to_dtype"),
+            "{error}"
+        );
+        assert_eq!((&a + &tensor(&[1.0, 2.0]).reshape([2, 1]).unwrap()).unwrap().dims(), [2, 1]);
+        assert_eq!(a.mul(&Tensor::zeros([2, 3], DType::F32, Device::Cpu).unwrap()).unwrap().dims(), [2, 3]);
+        assert!(tensor(&[1.0, 2.0]).sub(&tensor(&[1.0, 2.0, 3.0])).is_err());
+    }
+
+    #[test]
+    fn comparisons_give_bytes_and_nan_is_unlike_itself() {
+        let a = tensor(&[f32::NAN, 1.0, 2.0]);
+        assert_eq!(a.eq(&a).unwrap().to_vec::<u8>().unwrap(), [0, 1, 1]);
+        assert_eq!(a.ne(&a).unwrap().to_vec::<u8>().unwrap(), [1, 0, 0]);
+        assert_eq!(a.gt_scalar(1.0).unwrap().to_vec::<u8>().unwrap(), [0, 0, 1]);
+    }
+}

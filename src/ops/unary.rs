@@ -1,0 +1,604 @@
+//! Ops of one operand, element by element. A new one is one entry of the table below: value, gradient, what the gradient
+//! reads, how exact both are and on which values they are tested; the tensor method and the op pair come from it.
+//!
+//! Each computes in f32 (f64 for f64) and rounds once. NaN goes through. Integers are accepted where the op makes sense
+//! for them (`int` in the table); they wrap.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Debug;
+
+use super::cases::SHAPES;
+use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
+use crate::cpu::activation::{Activation, Reads};
+use crate::cpu::elementwise::{Source, Target, Work, apply, each1, each2};
+use crate::cpu::simd::vectorize;
+use crate::dtype::Real;
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
+use crate::{DType, Error, Result, dispatch};
+
+/// An elementwise function of one operand; [`Map`] makes it an op.
+pub trait Unary: Copy + Debug + Send + Sync + 'static {
+    /// The op's name.
+    const NAME: &'static str;
+    /// The name of the op that computes its gradient.
+    const BACKWARD: &'static str;
+    /// What the gradient reads.
+    const READS: Reads;
+    /// Whether [`Unary::integer`] exists.
+    const INTEGERS: bool = false;
+
+    /// The value at `x`.
+    fn forward<R: Real>(self, x: R) -> R;
+
+    /// The gradient of the input, given that of the output and what [`Unary::READS`] says.
+    fn backward<R: Real>(self, dy: R, saved: R) -> R;
+
+    /// The value at an integer, wrapping.
+    fn integer<I: Integer>(self, x: I) -> I {
+        x
+    }
+
+    /// Whether the arguments can be taken as integers.
+    fn whole(self) -> bool {
+        true
+    }
+
+    /// How to test it.
+    fn examples() -> Examples<Self>;
+}
+
+/// How to test a [`Unary`].
+#[derive(Clone, Debug)]
+pub struct Examples<F> {
+    /// Arguments to try.
+    pub list: Vec<F>,
+    /// Values of the input.
+    pub input: Values,
+    /// Values of what the gradient reads.
+    pub saved: Values,
+    /// How exact the value and the gradient are.
+    pub tolerance: (Tolerance, Tolerance),
+}
+
+/// The arithmetic of integer tensors: wraps like machine integers.
+pub trait Integer: Work + Ord {
+    /// −x
+    fn negated(self) -> Self;
+    /// x · y
+    fn times(self, other: Self) -> Self;
+}
+
+macro_rules! integers {
+    ($($t:ident),*) => {$(
+        impl Integer for $t {
+            #[inline(always)]
+            fn negated(self) -> Self {
+                self.wrapping_neg()
+            }
+            #[inline(always)]
+            fn times(self, other: Self) -> Self {
+                self.wrapping_mul(other)
+            }
+        }
+    )*};
+}
+integers!(i32, i64);
+
+/// y = f(x), element by element, of any layout. Gradient: [`MapBackward`].
+#[derive(Clone, Copy, Debug)]
+pub struct Map<F>(pub F);
+
+/// The gradient of [`Map`]. Inputs: dy, and the input or output that [`Unary::READS`] names.
+#[derive(Clone, Copy, Debug)]
+pub struct MapBackward<F>(pub F);
+
+/// The gradient of an activation, for ops that fuse it. Inputs: dy, and the input or output that [`Activation::reads`]
+/// names.
+#[derive(Clone, Copy, Debug)]
+pub struct ActivationBackward {
+    /// Whose gradient.
+    pub activation: Activation,
+}
+
+/// A view as an operand of the elementwise driver.
+pub(super) fn source<'a>(view: &View<'a>) -> Source<'a> {
+    dispatch!(view.dtype(), T => Source::new(view.data::<T>(), view.layout()))
+}
+
+/// An output as the target of the elementwise driver.
+pub(super) fn target<'a>(out: &'a mut Out<'_>) -> Target<'a> {
+    let add = out.mode() == Mode::Accumulate;
+    dispatch!(out.dtype(), T => Target::new(out.slice::<T>(), add))
+}
+
+/// Calls `$body` with `$W` bound to the computing type of a float dtype; `$Int` likewise for the index types.
+macro_rules! by_kind {
+    ($dtype:expr, float $W:ident => $body:expr, int $I:ident => $int:expr, name $name:expr) => {
+        match $dtype {
+            DType::F32 | DType::BF16 | DType::F16 => {
+                type $W = f32;
+                $body
+            }
+            DType::F64 => {
+                type $W = f64;
+                $body
+            }
+            DType::I32 => {
+                type $I = i32;
+                $int
+            }
+            DType::I64 => {
+                type $I = i64;
+                $int
+            }
+            DType::U8 => return Err(Error::internal("a dtype that infer lets nobody pass").with_op($name)),
+        }
+    };
+}
+pub(super) use by_kind;
+
+/// Refuses an element type, and says which are accepted.
+pub(super) fn refuse(op: &'static str, dtype: DType, integers: bool) -> Error {
+    let accepted = if integers { "f32, f64, bf16, f16, i32 or i64" } else { "f32, f64, bf16 or f16" };
+    let error = Error::dtype(op, format!("expected {accepted}, found {dtype}"));
+    if integers { error } else { error.with_help("cast it first with to_dtype") }
+}
+
+/// Checks that a gradient and what it is computed from are alike.
+fn alike(op: &'static str, inputs: &[Meta]) -> Result<Plan> {
+    let [dy, rest @ ..] = inputs else { return Err(Error::shape(op, "no inputs")) };
+    if !dy.dtype.is_float() {
+        return Err(refuse(op, dy.dtype, false));
+    }
+    if let Some(other) = rest.iter().find(|m| m.shape != dy.shape || m.dtype != dy.dtype) {
+        return Err(Error::shape(
+            op,
+            format!("the gradient is {dy} but what it is computed from is {other}"),
+        ));
+    }
+    Ok(Plan::one(*dy))
+}
+
+impl<F: Unary> Op for Map<F> {
+    const NAME: &'static str = F::NAME;
+    const ACCUMULATES: bool = true;
+
+    fn saves(&self, _: &[bool]) -> Saves {
+        match F::READS {
+            Reads::Nothing => Saves::NONE,
+            Reads::Input => Saves::inputs(&[0]),
+            Reads::Output => Saves::outputs(&[0]),
+        }
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let dtype = inputs[0].dtype;
+        let accepted = dtype.is_float() || F::INTEGERS && matches!(dtype, DType::I32 | DType::I64);
+        if !accepted {
+            return Err(refuse(Self::NAME, dtype, F::INTEGERS));
+        }
+        if !dtype.is_float() && !self.0.whole() {
+            let message = format!("{:?} has an argument that is no integer, for a tensor of {dtype}", self.0);
+            return Err(Error::dtype(Self::NAME, message).with_help("cast the tensor with to_dtype"));
+        }
+        Ok(Plan::one(inputs[0]))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let (f, x, y) = (self.0, source(&inputs[0]), &mut outputs[0]);
+        by_kind!(
+            y.dtype(),
+            float R => apply(target(y), [x], &each1(#[inline(always)] |x: R| f.forward(x))),
+            int I => apply(target(y), [x], &each1(#[inline(always)] |x: I| f.integer(x))),
+            name Self::NAME
+        );
+        Ok(())
+    }
+
+    fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
+        let Some(dy) = &dys[0] else { return Ok(()) };
+        match F::READS {
+            Reads::Nothing => cx.run(MapBackward(self.0), &[dy], &[0]),
+            Reads::Input => cx.run(MapBackward(self.0), &[dy, &cx.input(0)?], &[0]),
+            Reads::Output => cx.run(MapBackward(self.0), &[dy, &cx.output(0)?], &[0]),
+        }
+    }
+
+    fn cases() -> Cases<Self> {
+        let Examples { list: ops, input, tolerance, .. } = F::examples();
+        let dtypes: &[DType] = if F::INTEGERS { &NUMBERS } else { &DType::FLOATS };
+        let mut list = Vec::new();
+        for (i, &op) in ops.iter().enumerate() {
+            let shapes: &[&[usize]] = if i == 0 { &SHAPES } else { &[&[33]] };
+            let case = |values: &Values, shape: &[usize]| Case {
+                op: Map(op),
+                inputs: vec![Arg::new(shape, values.clone())],
+            };
+            list.extend(shapes.iter().map(|s| case(&input, s)));
+            list.push(case(&input, &[3, 600]));
+            let special = Values::Exactly(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, 1.0, -1.0]);
+            list.push(Case { op: Map(op), inputs: vec![Arg::constant(&[6], special)] });
+        }
+        Cases { dtypes, tolerance: tolerance.0, list }
+    }
+}
+
+const NUMBERS: [DType; 6] = [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32, DType::I64];
+
+impl<F: Unary> Op for MapBackward<F> {
+    const NAME: &'static str = F::BACKWARD;
+    const ACCUMULATES: bool = true;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        alike(Self::NAME, inputs)
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let (f, dy, dx) = (self.0, source(&inputs[0]), target(&mut outputs[0]));
+        match (inputs.get(1).map(source), inputs[0].dtype()) {
+            (None, DType::F64) => apply(
+                dx,
+                [dy],
+                &each1(
+                    #[inline(always)]
+                    |dy: f64| f.backward(dy, 0.0),
+                ),
+            ),
+            (None, _) => apply(
+                dx,
+                [dy],
+                &each1(
+                    #[inline(always)]
+                    |dy: f32| f.backward(dy, 0.0),
+                ),
+            ),
+            (Some(s), DType::F64) => apply(
+                dx,
+                [dy, s],
+                &each2(
+                    #[inline(always)]
+                    |dy: f64, s| f.backward(dy, s),
+                ),
+            ),
+            (Some(s), _) => apply(
+                dx,
+                [dy, s],
+                &each2(
+                    #[inline(always)]
+                    |dy: f32, s| f.backward(dy, s),
+                ),
+            ),
+        }
+        Ok(())
+    }
+
+    fn cases() -> Cases<Self> {
+        let Examples { list: ops, saved, tolerance, .. } = F::examples();
+        let case = |op: F, shape: &[usize]| {
+            let mut inputs = vec![Arg::constant(shape, Values::Normal(1.0))];
+            if F::READS != Reads::Nothing {
+                inputs.push(Arg::constant(shape, saved.clone()));
+            }
+            Case { op: MapBackward(op), inputs }
+        };
+        let shapes: [&[usize]; 6] = [&[], &[0], &[7], &[257], &[5, 13], &[3, 600]];
+        let list = ops.iter().flat_map(|&op| shapes.iter().map(move |s| (op, s)));
+        let list = list.map(|(op, s)| case(op, s)).collect();
+        Cases { dtypes: &DType::FLOATS, tolerance: tolerance.1, list }
+    }
+}
+
+impl Op for ActivationBackward {
+    const NAME: &'static str = "activation_backward";
+    const ACCUMULATES: bool = true;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        alike(Self::NAME, inputs)
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        let (of, dx) = (self.activation, target(&mut outputs[0]));
+        // The identity reads nothing: any second operand will do.
+        let sources = [source(&inputs[0]), source(inputs.get(1).unwrap_or(&inputs[0]))];
+        match inputs[0].dtype() {
+            DType::F64 => apply(dx, sources, &|_, [dy, saved]: [&[f64]; 2], dx: &mut [f64]| {
+                vectorize(
+                    #[inline(always)]
+                    || of.backward_all(dy, saved, dx),
+                )
+            }),
+            _ => apply(dx, sources, &|_, [dy, saved]: [&[f32]; 2], dx: &mut [f32]| {
+                vectorize(
+                    #[inline(always)]
+                    || of.backward_all(dy, saved, dx),
+                )
+            }),
+        }
+        Ok(())
+    }
+
+    fn cases() -> Cases<Self> {
+        let case = |of: Activation, shape: &[usize]| {
+            let dy = Arg::constant(shape, Values::Normal(1.0));
+            let saved = match of.reads() {
+                Reads::Nothing => {
+                    return Case { op: ActivationBackward { activation: of }, inputs: vec![dy] };
+                }
+                // The output of any activation that is computed from its output, and no kink of relu.
+                Reads::Output => Values::Uniform(0.01, 0.99),
+                Reads::Input => AWAY_FROM_EXTREMA,
+            };
+            Case { op: ActivationBackward { activation: of }, inputs: vec![dy, Arg::constant(shape, saved)] }
+        };
+        let shapes: [&[usize]; 4] = [&[], &[0], &[33], &[3, 600]];
+        let list = Activation::ALL.iter().flat_map(|&of| shapes.iter().map(move |s| case(of, s))).collect();
+        Cases { dtypes: &DType::FLOATS, tolerance: CURVED, list }
+    }
+}
+
+const ZERO: Values = Values::AwayFrom { points: &[0.0], gap: 0.05 };
+/// gelu and silu have a minimum, where the terms of the gradient cancel.
+const AWAY_FROM_EXTREMA: Values = Values::AwayFrom { points: &[-0.7518, -1.2785], gap: 0.1 };
+const CURVED: Tolerance = Tolerance::Ulp(
+    48.0,
+    "sums of terms of unlike sign, and arguments whose rounding the exponential magnifies",
+);
+
+const fn ulp(n: f64) -> Tolerance {
+    if n == 0.0 {
+        Tolerance::Exact
+    } else {
+        Tolerance::Ulp(n, "the bound of the function, one more a product")
+    }
+}
+
+macro_rules! unary {
+    ($(
+        $(#[$doc:meta])*
+        $method:ident($($field:ident),*) = $name:ident, $backward_name:literal, $reads:ident;
+        |$x:ident| $forward:expr, |$dy:ident, $saved:ident| $backward:expr $(, int |$i:ident $(, $own:pat_param)?| $integer:expr)?;
+        $list:expr, $input:expr, $saved_values:expr, $exact:expr, $exact_backward:expr;
+    )*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name {
+                $(#[doc = concat!("The argument `", stringify!($field), "`.")] pub $field: f64,)*
+            }
+
+            impl Unary for $name {
+                const NAME: &'static str = stringify!($method);
+                const BACKWARD: &'static str = $backward_name;
+                const READS: Reads = Reads::$reads;
+
+                #[inline(always)]
+                fn forward<R: Real>(self, $x: R) -> R {
+                    let $name { $($field),* } = self;
+                    $forward
+                }
+
+                #[inline(always)]
+                fn backward<R: Real>(self, $dy: R, $saved: R) -> R {
+                    #[allow(unused_variables, reason = "the gradient of a sum knows no summand")]
+                    let $name { $($field),* } = self;
+                    $backward
+                }
+
+                $(
+                    const INTEGERS: bool = true;
+
+                    #[inline(always)]
+                    fn integer<I: Integer>(self, $i: I) -> I {
+                        $(let $own = self;)?
+                        $integer
+                    }
+                )?
+
+                fn whole(self) -> bool {
+                    let arguments: &[f64] = &[$(self.$field),*];
+                    arguments.iter().all(|a| a.is_infinite() || a.fract() == 0.0)
+                }
+
+                fn examples() -> Examples<Self> {
+                    Examples {
+                        list: $list.to_vec(),
+                        input: $input,
+                        saved: $saved_values,
+                        tolerance: ($exact, $exact_backward),
+                    }
+                }
+            }
+        )*
+
+        super::family!($(Map<$name>, MapBackward<$name>,)* ActivationBackward);
+
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                #[track_caller]
+                pub fn $method(&self $(, $field: f64)*) -> Result<Tensor> {
+                    run1(Map($name { $($field),* }), &[self])
+                }
+            )*
+        }
+    };
+}
+
+// Each entry: name(arguments) = type, name of the gradient, what that reads; value, gradient, value for integers; argument
+// examples, input values, values of what the gradient reads, how exact both are.
+unary! {
+    /// max(x, 0). The gradient at 0 is 0.
+    relu() = Relu, "relu_backward", Output;
+    |x| Activation::Relu.apply(x), |dy, y| Activation::Relu.backward(dy, y), int |x| x.max(I::default());
+    [Relu {}], ZERO, ZERO, Tolerance::Exact, Tolerance::Exact;
+
+    /// x, multiplied by `slope` where it is not positive.
+    leaky_relu(slope) = LeakyRelu, "leaky_relu_backward", Input;
+    |x| if x > R::ZERO { x } else { x * R::of(slope) },
+    |dy, x| if x > R::ZERO { dy } else { dy * R::of(slope) };
+    [LeakyRelu { slope: 0.01 }, LeakyRelu { slope: 0.5 }], ZERO, ZERO, ulp(2.0), ulp(2.0);
+
+    /// x · (1 + erf(x / √2)) / 2, PyTorch's gelu with `approximate='none'`; also accurate for negative x.
+    gelu() = Gelu, "gelu_backward", Input;
+    |x| Activation::Gelu.apply(x), |dy, x| Activation::Gelu.backward(dy, x);
+    [Gelu {}], Values::Normal(2.0), AWAY_FROM_EXTREMA, ulp(6.0), CURVED;
+
+    /// x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2, PyTorch's gelu with `approximate='tanh'`.
+    gelu_tanh() = GeluTanh, "gelu_tanh_backward", Input;
+    |x| Activation::GeluTanh.apply(x), |dy, x| Activation::GeluTanh.backward(dy, x);
+    [GeluTanh {}], Values::Normal(1.0), AWAY_FROM_EXTREMA, CURVED, CURVED;
+
+    /// x / (1 + e⁻ˣ)
+    silu() = Silu, "silu_backward", Input;
+    |x| Activation::Silu.apply(x), |dy, x| Activation::Silu.backward(dy, x);
+    [Silu {}], Values::Normal(2.0), AWAY_FROM_EXTREMA, ulp(3.0), CURVED;
+
+    /// 1 / (1 + e⁻ˣ)
+    sigmoid() = Sigmoid, "sigmoid_backward", Output;
+    |x| Activation::Sigmoid.apply(x), |dy, y| Activation::Sigmoid.backward(dy, y);
+    [Sigmoid {}], Values::Normal(3.0), Values::Uniform(0.01, 0.99), ulp(2.0), ulp(3.0);
+
+    /// Hyperbolic tangent.
+    tanh() = Tanh, "tanh_backward", Output;
+    |x| Activation::Tanh.apply(x), |dy, y| Activation::Tanh.backward(dy, y);
+    [Tanh {}], Values::Normal(1.0), Values::Uniform(-0.99, 0.99), ulp(2.0), ulp(3.0);
+
+    /// eˣ
+    exp() = Exp, "exp_backward", Output;
+    |x| x.exp(), |dy, y| dy * y;
+    [Exp {}], Values::Normal(2.0), Values::Uniform(0.1, 9.0), ulp(1.0), Tolerance::Exact;
+
+    /// Natural logarithm: −∞ at 0, NaN below.
+    log() = Log, "log_backward", Input;
+    |x| x.ln(), |dy, x| dy / x;
+    [Log {}], Values::Uniform(0.1, 9.0), Values::Uniform(0.1, 9.0), ulp(1.0), Tolerance::Exact;
+
+    /// √x; NaN below 0.
+    sqrt() = Sqrt, "sqrt_backward", Output;
+    |x| x.sqrt(), |dy, y| dy / (y + y);
+    [Sqrt {}], Values::Uniform(0.1, 9.0), Values::Uniform(0.3, 3.0), Tolerance::Exact, Tolerance::Exact;
+
+    /// 1 / √x
+    rsqrt() = Rsqrt, "rsqrt_backward", Output;
+    |x| R::ONE / x.sqrt(), |dy, y| R::of(-0.5) * dy * (y * y * y);
+    [Rsqrt {}], Values::Uniform(0.1, 9.0), Values::Uniform(0.3, 3.0), ulp(2.0), ulp(3.0);
+
+    /// |x|. The gradient at 0 is 0.
+    abs() = Abs, "abs_backward", Input;
+    |x| x.abs(), |dy, x| if x > R::ZERO { dy } else if x < R::ZERO { -dy } else { x * R::ZERO * dy },
+    int |x| if x < I::default() { x.negated() } else { x };
+    [Abs {}], ZERO, ZERO, Tolerance::Exact, Tolerance::Exact;
+
+    /// −x
+    neg() = Neg, "neg_backward", Nothing;
+    |x| -x, |dy, _x| -dy, int |x| x.negated();
+    [Neg {}], Values::Normal(1.0), Values::Normal(1.0), Tolerance::Exact, Tolerance::Exact;
+
+    /// x²
+    square() = Square, "square_backward", Input;
+    |x| x * x, |dy, x| dy * (x + x), int |x| x.times(x);
+    [Square {}], Values::Normal(1.0), Values::Normal(1.0), Tolerance::Exact, Tolerance::Exact;
+
+    /// 1 / x
+    reciprocal() = Reciprocal, "reciprocal_backward", Output;
+    |x| R::ONE / x, |dy, y| -dy * (y * y);
+    [Reciprocal {}], Values::Uniform(0.1, 9.0), Values::Uniform(0.1, 9.0), Tolerance::Exact, ulp(2.0);
+
+    /// x between `min` and `max`, one of which may be infinite; all `max` where `min` is larger. The gradient passes where
+    /// x lies between them, bounds included.
+    clamp(min, max) = Clamp, "clamp_backward", Input;
+    |x| {
+        let x = if x < R::of(min) || min.is_nan() { R::of(min) } else { x };
+        if x > R::of(max) || max.is_nan() { R::of(max) } else { x }
+    },
+    |dy, x| if x >= R::of(min) && x <= R::of(max) { dy } else { R::ZERO },
+    int |x, Clamp { min, max }| x.max(I::from_f64(min)).min(I::from_f64(max));
+    [Clamp { min: -1.0, max: 2.0 }, Clamp { min: f64::NEG_INFINITY, max: 0.0 }],
+    Values::AwayFrom { points: &[-1.0, 0.0, 2.0], gap: 0.05 }, Values::AwayFrom { points: &[-1.0, 0.0, 2.0], gap: 0.05 },
+    Tolerance::Exact, Tolerance::Exact;
+
+    /// x + `value`, taken as the tensor's element type; for integers it must be whole.
+    add_scalar(value) = AddScalar, "add_scalar_backward", Nothing;
+    |x| x + R::of(value), |dy, _x| dy, int |x, AddScalar { value }| x.plus(I::from_f64(value));
+    [AddScalar { value: 3.0 }, AddScalar { value: -1.0 }], Values::Normal(1.0), Values::Normal(1.0),
+    Tolerance::Exact, Tolerance::Exact;
+
+    /// x · `value`, taken as the tensor's element type; for integers it must be whole.
+    mul_scalar(value) = MulScalar, "mul_scalar_backward", Nothing;
+    |x| x * R::of(value), |dy, _x| dy * R::of(value), int |x, MulScalar { value }| x.times(I::from_f64(value));
+    [MulScalar { value: -3.0 }, MulScalar { value: 2.0 }], Values::Normal(1.0), Values::Normal(1.0),
+    Tolerance::Exact, Tolerance::Exact;
+
+    /// x / `value`, taken as the tensor's element type.
+    div_scalar(value) = DivScalar, "div_scalar_backward", Nothing;
+    |x| x / R::of(value), |dy, _x| dy / R::of(value);
+    [DivScalar { value: 3.0 }, DivScalar { value: -0.5 }], Values::Normal(1.0), Values::Normal(1.0),
+    Tolerance::Exact, Tolerance::Exact;
+
+    /// x to the power of `exponent`, by the general power function; `pow_scalar` takes a shorter way where there is one.
+    powf(exponent) = Powf, "powf_backward", Input;
+    |x| x.powf(R::of(exponent)),
+    |dy, x| {
+        let slope = R::of(exponent) * x.powf(R::of(exponent - 1.0));
+        // xᵖ is 1 for p = 0, at 0 too.
+        if exponent == 0.0 { R::ZERO * dy } else { dy * slope }
+    };
+    [Powf { exponent: 3.0 }, Powf { exponent: -1.5 }, Powf { exponent: 0.0 }, Powf { exponent: 2.5 }],
+    Values::Uniform(0.2, 3.0), Values::Uniform(0.2, 3.0), ulp(1.0), ulp(3.0);
+}
+
+impl Tensor {
+    /// 1 / x; the short name of [`Tensor::reciprocal`].
+    #[track_caller]
+    pub fn recip(&self) -> Result<Tensor> {
+        self.reciprocal()
+    }
+
+    /// x − `value`, taken as the tensor's element type; for integers it must be whole.
+    #[track_caller]
+    pub fn sub_scalar(&self, value: f64) -> Result<Tensor> {
+        self.add_scalar(-value)
+    }
+
+    /// x to the power of `exponent`: products, a quotient or a root where that is what the exponent means.
+    #[track_caller]
+    pub fn pow_scalar(&self, exponent: f64) -> Result<Tensor> {
+        match exponent {
+            1.0 => Ok(self.clone()),
+            2.0 => self.square(),
+            -1.0 => self.reciprocal(),
+            0.5 => self.sqrt(),
+            -0.5 => self.rsqrt(),
+            _ => self.powf(exponent),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn nan_goes_through_every_function() {
+        let x = Tensor::from_slice(&[f32::NAN, 1.0], 2, Device::Cpu).unwrap();
+        for y in [x.relu(), x.clamp(-1.0, 1.0), x.abs(), x.gelu(), x.leaky_relu(0.1), x.powf(2.5)] {
+            let y = y.unwrap().to_vec::<f32>().unwrap();
+            assert!(y[0].is_nan() && y[1] > 0.0);
+        }
+    }
+
+    #[test]
+    fn integers_wrap_and_refuse_what_is_not_whole() {
+        let x = Tensor::from_slice(&[i32::MIN, -3, 0, 7], 4, Device::Cpu).unwrap();
+        let of = |t: Result<Tensor>| t.unwrap().to_vec::<i32>().unwrap();
+        assert_eq!(of(x.abs()), [i32::MIN, 3, 0, 7]);
+        assert_eq!(of(x.relu()), [0, 0, 0, 7]);
+        assert_eq!(of(x.clamp(-1.0, f64::INFINITY)), [-1, -1, 0, 7]);
+        assert_eq!(of(x.mul_scalar(2.0)), [0, -6, 0, 14]);
+        for error in [x.add_scalar(0.5), x.exp(), x.clamp(f64::NAN, 1.0)] {
+            assert_eq!(error.unwrap_err().kind(), crate::ErrorKind::DType);
+        }
+    }
+}

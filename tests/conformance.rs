@@ -1,0 +1,437 @@
+//! Every op against the float64 reference: all cases, all element types, seven layouts; special values; adding into
+//! existing memory; bytes around an output; thread counts; large inputs; refused inputs.
+//!
+//! The reference (tests/reference) is written from the definitions and knows nothing of the op bodies. An op that it
+//! lacks fails here by name.
+
+mod harness;
+mod reference;
+
+use harness::layouts::{self, Kind, build, framed};
+use harness::{Report, Rng, Value, bits, compare, guarded, inputs_of, tensor};
+use reference::{Expected, Specials, round};
+use warpsmith::ops::{self, Case, Op, Tolerance, Values, Visitor};
+use warpsmith::tensor::Mode;
+use warpsmith::{DType, ErrorKind, Tensor, cpu};
+
+/// Runs a closure-like body for every op; `visit_all` needs a type with a generic method.
+macro_rules! for_every_op {
+    ($report:expr, $check:ident) => {{
+        struct Each(Report);
+        impl Visitor for Each {
+            fn visit<O: Op>(&mut self) {
+                if self.0.op(O::NAME) {
+                    $check::<O>(&mut self.0);
+                }
+            }
+        }
+        let mut each = Each($report);
+        ops::visit_all(&mut each);
+        each.0
+    }};
+}
+
+/// Runs the op and compares every output.
+fn run_and_compare<O: Op>(
+    op: O,
+    tensors: &[Tensor],
+    want: &[Expected],
+    tolerance: Tolerance,
+) -> Result<(), String> {
+    let got = guarded(|| ops::run(op, &tensors.iter().collect::<Vec<_>>()))?;
+    if got.len() != want.len() {
+        return Err(format!("{} outputs, expected {}", got.len(), want.len()));
+    }
+    for (k, (got, want)) in got.iter().zip(want).enumerate() {
+        compare::output(got, want, tolerance).map_err(|why| format!("output {k} {why}"))?;
+    }
+    Ok(())
+}
+
+/// The case's inputs with input `i` in layout `kinds[i]`; `None` if all of them fall back to contiguous though other
+/// layouts were asked for.
+fn lay_out(
+    case_inputs: &[Value],
+    keep_last: &[bool],
+    kinds: &[Kind],
+    rng: &mut Rng,
+) -> Option<(Vec<Tensor>, Vec<Value>)> {
+    let mut fresh = kinds.iter().all(|k| *k == Kind::Contiguous);
+    let mut built = Vec::new();
+    for ((value, &kind), &keep_last) in case_inputs.iter().zip(kinds).zip(keep_last) {
+        built.push(match build(value, kind, keep_last, rng) {
+            Some(laid) => {
+                fresh |= kind != Kind::Contiguous;
+                laid
+            }
+            None => (value.tensor(), value.clone()),
+        });
+    }
+    fresh.then(|| built.into_iter().unzip())
+}
+
+fn keep_last<O>(case: &Case<O>) -> Vec<bool> {
+    // Probabilities sum to 1 along the last dimension only as long as it is not repeated.
+    case.inputs.iter().map(|a| a.values == Values::Distribution).collect()
+}
+
+fn values_of_an_op<O: Op>(report: &mut Report) {
+    let cases = O::cases();
+    for (number, case) in cases.list.iter().enumerate() {
+        for &dtype in cases.dtypes {
+            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+            let size: usize = inputs.iter().map(Value::numel).sum();
+            let mut rng = Rng::of(&[&O::NAME, &number, &"layouts"]);
+            let mut plans: Vec<(String, Vec<Kind>)> =
+                layouts::ALL.iter().map(|k| (format!("{k:?}"), vec![*k; inputs.len()])).collect();
+            if inputs.len() > 1 {
+                // Each input in a layout of its own.
+                for i in 0..3 {
+                    let kinds = inputs.iter().map(|_| layouts::ALL[rng.below(7)]).collect();
+                    plans.push((format!("Mixed{i}"), kinds));
+                }
+            }
+            if size > 1500 {
+                // The larger cases: contiguous and three others by chance.
+                let mut rest = plans.split_off(1);
+                rng.shuffle(&mut rest);
+                plans.extend(rest.into_iter().take(3));
+            }
+            // Most layouts hold the same values; those that repeat them have a reference of their own.
+            let mut plain = None;
+            for (name, kinds) in plans {
+                let id = format!("{}:{number}:{dtype}:{name}", O::NAME);
+                if !report.wants(&id) {
+                    continue;
+                }
+                let mut rng = Rng::of(&[&id]);
+                let Some((tensors, values)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) else {
+                    continue;
+                };
+                let repeated;
+                let want = if kinds.contains(&Kind::Expanded) {
+                    repeated = reference::expected(&case.op, &values);
+                    &repeated
+                } else {
+                    plain.get_or_insert_with(|| reference::expected(&case.op, &inputs))
+                };
+                let outcome = match want {
+                    Some(want) => run_and_compare(case.op, &tensors, want, cases.tolerance),
+                    None => Err("has no reference in tests/reference".to_owned()),
+                };
+                report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_arithmetic_of_the_reference_is_right() {
+    reference::dd::self_check();
+}
+
+#[test]
+fn values_agree_with_the_reference_in_every_layout() {
+    for_every_op!(Report::new("values"), values_of_an_op).finish(2000);
+}
+
+/// Zeros of both signs, infinities, NaN, and the ends of the range.
+fn specials(dtype: DType, which: Specials) -> Vec<f64> {
+    if !dtype.is_float() {
+        return vec![0.0, 255.0];
+    }
+    let [least, normal] = round::tiny(dtype);
+    let most = round::max(dtype);
+    let mut all = vec![f64::NAN];
+    let mut values = vec![0.0, f64::INFINITY, 1.0, least, normal, normal - least];
+    if which == Specials::All {
+        values.extend([most, most.sqrt()]);
+    }
+    for v in values {
+        all.extend([round::to(dtype, v), -round::to(dtype, v)]);
+    }
+    all
+}
+
+fn specials_of_an_op<O: Op>(report: &mut Report) {
+    let cases = O::cases();
+    for (number, case) in cases.list.iter().enumerate() {
+        let Some(which) = reference::specials(&case.op) else { return };
+        for &dtype in cases.dtypes {
+            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+            if inputs.iter().all(|i| i.numel() == 0) {
+                continue;
+            }
+            // A few in each float input, at different places; then in one input only, so that each meets plain numbers.
+            for round in 0..4 {
+                let id = format!("{}:{number}:{dtype}:Specials{round}", O::NAME);
+                if !report.wants(&id) {
+                    continue;
+                }
+                let mut rng = Rng::of(&[&id]);
+                let mut inputs = inputs.clone();
+                let only = if round % 2 == 1 { Some(rng.below(inputs.len())) } else { None };
+                for (i, input) in inputs.iter_mut().enumerate() {
+                    if !input.dtype.is_float()
+                        || case.inputs[i].dtype.is_some()
+                        || only.is_some_and(|o| o != i)
+                    {
+                        continue;
+                    }
+                    let list = specials(input.dtype, which);
+                    let n = input.numel();
+                    for _ in 0..if round < 2 { n.div_ceil(3) } else { n.min(1) } {
+                        input.data[rng.below(n)] = list[rng.below(list.len())];
+                    }
+                }
+                let tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
+                let outcome = match reference::expected(&case.op, &inputs) {
+                    Some(want) => run_and_compare(case.op, &tensors, &want, cases.tolerance),
+                    None => Err("has no reference in tests/reference".to_owned()),
+                };
+                report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
+            }
+        }
+    }
+}
+
+#[test]
+fn special_values_go_through() {
+    for_every_op!(Report::new("specials"), specials_of_an_op).finish(200);
+}
+
+/// Writes into the middle of a larger buffer: the same bits as `run`, nothing around them touched; adds to what is there;
+/// leaves out what nobody wants.
+fn memory_of_an_op<O: Op>(report: &mut Report) {
+    let cases = O::cases();
+    for (number, case) in cases.list.iter().enumerate() {
+        for &dtype in cases.dtypes {
+            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+            let tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
+            let args: Vec<&Tensor> = tensors.iter().collect();
+            let id = |what: &str| format!("{}:{number}:{dtype}:{what}", O::NAME);
+            let Ok(fresh) = guarded(|| ops::run(case.op, &args)) else { continue };
+            if report.wants(&id("Sentinels")) {
+                let outcome = sentinels(case.op, &args, &fresh, number % 3 + 1);
+                report.check(&id("Sentinels"), outcome.map_err(|why| format!("{:?}: {why}", case.op)));
+            }
+            if report.wants(&id("Accumulate")) && fresh.iter().any(|t| t.dtype().is_float() || O::ACCUMULATES)
+            {
+                let outcome = accumulates(case.op, &inputs, &args, &fresh, cases.tolerance);
+                report.check(&id("Accumulate"), outcome.map_err(|why| format!("{:?}: {why}", case.op)));
+            }
+            for only in 0..if fresh.len() > 1 { fresh.len() } else { 0 } {
+                if report.wants(&id("Skip")) {
+                    report.check(&id("Skip"), skips(case.op, &args, &fresh, only));
+                }
+            }
+        }
+    }
+}
+
+/// A number that no case produces, in every type.
+const SENTINEL: f64 = 119.0;
+
+fn sentinels<O: Op>(op: O, args: &[&Tensor], fresh: &[Tensor], pad: usize) -> Result<(), String> {
+    let framed: Vec<(Tensor, Tensor)> = fresh
+        .iter()
+        .map(|t| framed(t.dims(), t.dtype(), pad, &vec![SENTINEL; t.numel()], SENTINEL))
+        .collect();
+    let outs: Vec<(&Tensor, Mode)> = framed.iter().map(|(_, out)| (out, Mode::Write)).collect();
+    guarded(|| ops::run_into(op, args, &outs))?;
+    for (k, ((buffer, out), fresh)) in framed.iter().zip(fresh).enumerate() {
+        if bits(out) != bits(fresh) {
+            return Err(format!("output {k}: run_into gives other bits than run"));
+        }
+        let all = buffer.to_f64_vec().map_err(|e| e.to_string())?;
+        let n = all.len();
+        if all[..pad].iter().chain(&all[n - pad..]).any(|&v| v != SENTINEL) {
+            return Err(format!("output {k}: wrote beyond its memory"));
+        }
+    }
+    Ok(())
+}
+
+fn accumulates<O: Op>(
+    op: O,
+    inputs: &[Value],
+    args: &[&Tensor],
+    fresh: &[Tensor],
+    tolerance: Tolerance,
+) -> Result<(), String> {
+    let Some(mut want) = reference::expected(&op, inputs) else {
+        return Err("has no reference in tests/reference".to_owned());
+    };
+    let old = |t: &Tensor| -> Vec<f64> { (0..t.numel()).map(|i| (i % 7) as f64 + 1.0).collect() };
+    let framed: Vec<(Tensor, Tensor)> =
+        fresh.iter().map(|t| framed(t.dims(), t.dtype(), 1, &old(t), SENTINEL)).collect();
+    // Only floating-point outputs are gradients; others are added to only where the body says so.
+    let mode = |t: &Tensor| {
+        if t.dtype().is_float() || O::ACCUMULATES { Mode::Accumulate } else { Mode::Skip }
+    };
+    let outs: Vec<(&Tensor, Mode)> = framed.iter().map(|(_, out)| (out, mode(out))).collect();
+    guarded(|| ops::run_into(op, args, &outs))?;
+    for (k, ((buffer, out), want)) in framed.iter().zip(&mut want).enumerate() {
+        if mode(out) == Mode::Skip {
+            continue;
+        }
+        let got = out.to_f64_vec().map_err(|e| e.to_string())?;
+        for (i, (got, old)) in got.into_iter().zip(old(out)).enumerate() {
+            let (new, dtype) = (want.values[i], want.dtype);
+            let sum = round::to(dtype, new) + old;
+            let bound = if dtype.is_float() {
+                // The op's own bound, its rounding to the type, and the rounding of the sum.
+                compare::bound(tolerance, want.exact_as, new, want.scale[i])
+                    + 0.5 * round::ulp(dtype, new)
+                    + round::ulp(dtype, sum)
+            } else {
+                0.0
+            };
+            if !compare::value_ok(dtype, got, round::to(dtype, sum), Some(bound)) {
+                return Err(format!("output {k}[{i}]: {old} + {new:e} gave {got:e}, allowed {bound:e}"));
+            }
+        }
+        let all = buffer.to_f64_vec().map_err(|e| e.to_string())?;
+        if all[0] != SENTINEL || all[all.len() - 1] != SENTINEL {
+            return Err(format!("output {k}: wrote beyond its memory"));
+        }
+    }
+    Ok(())
+}
+
+/// Asks for output `only` alone.
+fn skips<O: Op>(op: O, args: &[&Tensor], fresh: &[Tensor], only: usize) -> Result<(), String> {
+    let empty = tensor(&[], &[0], DType::F32);
+    let out = tensor(&vec![SENTINEL; fresh[only].numel()], fresh[only].dims(), fresh[only].dtype());
+    let outs: Vec<(&Tensor, Mode)> = (0..fresh.len())
+        .map(|k| if k == only { (&out, Mode::Write) } else { (&empty, Mode::Skip) })
+        .collect();
+    guarded(|| ops::run_into(op, args, &outs))?;
+    if bits(&out) == bits(&fresh[only]) {
+        Ok(())
+    } else {
+        Err(format!("output {only} differs when asked for alone"))
+    }
+}
+
+#[test]
+fn outputs_are_written_added_and_skipped_and_nothing_else_is_touched() {
+    for_every_op!(Report::new("memory"), memory_of_an_op).finish(200);
+}
+
+fn threads_of_an_op<O: Op>(report: &mut Report) {
+    let cases = O::cases();
+    for (number, case) in cases.list.iter().enumerate() {
+        for &dtype in cases.dtypes {
+            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+            for kind in [Kind::Contiguous, Kind::Transposed] {
+                let id = format!("{}:{number}:{dtype}:{kind:?}Threads", O::NAME);
+                let mut rng = Rng::of(&[&id]);
+                let kinds = vec![kind; inputs.len()];
+                if !report.wants(&id) {
+                    continue;
+                }
+                if let Some((tensors, _)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) {
+                    report.check(&id, same_bits_on_all_threads(case.op, &tensors));
+                }
+            }
+        }
+    }
+}
+
+fn same_bits_on_all_threads<O: Op>(op: O, tensors: &[Tensor]) -> Result<(), String> {
+    let on = |n: usize| -> Result<Vec<Vec<u8>>, String> {
+        let args: Vec<&Tensor> = tensors.iter().collect();
+        let outs =
+            cpu::par::with_threads(n, || guarded(|| ops::run(op, &args))).map_err(|e| e.to_string())??;
+        Ok(outs.iter().map(bits).collect())
+    };
+    let one = on(1)?;
+    for n in [2, 3, 4, 8, 1] {
+        if on(n)? != one {
+            return Err(format!("{op:?}: other bits on {n} threads than on one"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    for_every_op!(Report::new("threads"), threads_of_an_op).finish(100);
+}
+
+/// Cases far above the sizes at which bodies split their work, which `cases()` keeps below for the gradient check.
+fn large_of_an_op<O: Op>(report: &mut Report) {
+    let (dtypes, tolerance) = (O::cases().dtypes, O::cases().tolerance);
+    for (number, case) in reference::large::cases::<O>().into_iter().enumerate() {
+        for &dtype in dtypes.iter().filter(|d| matches!(d, DType::F32 | DType::BF16) || !d.is_float()).take(2)
+        {
+            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+            for kind in [Kind::Contiguous, Kind::Transposed, Kind::Misaligned] {
+                let id = format!("{}:{number}:{dtype}:{kind:?}Large", O::NAME);
+                let mut rng = Rng::of(&[&id]);
+                let kinds = vec![kind; inputs.len()];
+                if !report.wants(&id) {
+                    continue;
+                }
+                let Some((tensors, values)) = lay_out(&inputs, &keep_last(&case), &kinds, &mut rng) else {
+                    continue;
+                };
+                let Some(want) = reference::expected(&case.op, &values) else {
+                    report.check(&id, Err("has no reference in tests/reference".to_owned()));
+                    continue;
+                };
+                let outcome = run_and_compare(case.op, &tensors, &want, tolerance);
+                report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
+                report.check(&id, same_bits_on_all_threads(case.op, &tensors));
+            }
+        }
+    }
+}
+
+#[test]
+fn large_inputs_agree_with_the_reference_and_over_threads() {
+    for_every_op!(Report::new("large"), large_of_an_op).finish(4);
+}
+
+/// Nothing is promoted: an input of another type is refused, by name, without a panic.
+fn refusals_of_an_op<O: Op>(report: &mut Report) {
+    let cases = O::cases();
+    let following = |c: &Case<O>| -> Vec<usize> {
+        (0..c.inputs.len()).filter(|&i| c.inputs[i].dtype.is_none()).collect()
+    };
+    let full = |c: &Case<O>| c.inputs.iter().all(|a| a.shape.iter().product::<usize>() > 0);
+    let found = cases.list.iter().enumerate().find(|(_, c)| following(c).len() > 1 && full(c));
+    let Some((number, case)) = found else { return };
+    let Some(&dtype) = cases.dtypes.iter().find(|d| d.is_float()) else { return };
+    let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+    for i in following(case) {
+        for other in [DType::F64, DType::BF16, DType::I64].into_iter().filter(|d| *d != dtype) {
+            let id = format!("{}:{number}:{dtype}:Refuses{i}{other}", O::NAME);
+            let mut tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
+            tensors[i] = tensor(&inputs[i].data, &inputs[i].shape, other);
+            let args: Vec<&Tensor> = tensors.iter().collect();
+            let outcome =
+                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ops::run(case.op, &args))) {
+                    Err(_) => Err("panicked".to_owned()),
+                    Ok(Ok(_)) => Err(format!("accepts input {i} of {other} beside {dtype}")),
+                    Ok(Err(e)) if e.kind() != ErrorKind::DType => Err(format!("is no dtype error: {e}")),
+                    Ok(Err(e)) => {
+                        let text = e.to_string();
+                        let said = [O::NAME, dtype.name(), other.name()].iter().all(|w| text.contains(w));
+                        if said {
+                            Ok(())
+                        } else {
+                            Err(format!("the error does not name op and both types: {text}"))
+                        }
+                    }
+                };
+            report.check(&id, outcome);
+        }
+    }
+}
+
+#[test]
+fn mixed_element_types_are_refused_by_name() {
+    for_every_op!(Report::new("refusals"), refusals_of_an_op).finish(6);
+}

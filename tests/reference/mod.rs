@@ -1,0 +1,90 @@
+//! The reference: every op once more, from its mathematical definition, in double-double arithmetic.
+//!
+//! It imports nothing of the crate but the ops' argument structs and the names of the element types. Plain loops over
+//! multi-indices; speed and layout are no concern here.
+
+#![allow(dead_code)] // Each test binary uses a part.
+
+pub mod copy;
+pub mod dd;
+pub mod index;
+pub mod large;
+pub mod loss;
+pub mod matmul;
+pub mod norm;
+pub mod reduce;
+pub mod round;
+pub mod softmax;
+pub mod unary;
+
+use std::any::Any;
+
+use warpsmith::DType;
+
+use crate::harness::Value;
+use dd::Dd;
+
+/// What an output must be.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub shape: Vec<usize>,
+    pub dtype: DType,
+    pub values: Vec<f64>,
+    /// For each value the sum of the magnitudes that went into it (for `Tolerance::Sum`).
+    pub scale: Vec<f64>,
+    /// The type whose exactness to expect: `dtype`, but for statistics that are computed in f32 and kept in f64.
+    pub exact_as: DType,
+}
+
+impl Expected {
+    /// Values whose scale is their own magnitude.
+    pub fn of(shape: &[usize], dtype: DType, values: Vec<Dd>) -> Expected {
+        let values: Vec<f64> = values.into_iter().map(Dd::get).collect();
+        let scale = values.iter().map(|v| v.abs()).collect();
+        Expected { shape: shape.to_vec(), dtype, values, scale, exact_as: dtype }
+    }
+
+    /// Values with their scales.
+    pub fn scaled(shape: &[usize], dtype: DType, values: Vec<(Dd, Dd)>) -> Expected {
+        let (values, scale) = values.into_iter().map(|(v, s)| (v.get(), s.get())).unzip();
+        Expected { shape: shape.to_vec(), dtype, values, scale, exact_as: dtype }
+    }
+}
+
+/// Which special values have one right answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Specials {
+    /// NaN, infinities, zeros of both signs, subnormals, and the ends of the range.
+    All,
+    /// All but numbers so large that an order of additions decides whether they overflow.
+    NotHuge,
+}
+
+/// The outputs that `op` must have for `inputs`, or `None` if nobody has written its reference.
+pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
+    let families = [
+        copy::expected,
+        index::expected,
+        reduce::expected,
+        softmax::expected,
+        loss::expected,
+        matmul::expected,
+        norm::expected,
+        unary::expected,
+    ];
+    families.iter().find_map(|f| f(op, inputs))
+}
+
+/// The special values that `op` is tried with, if any.
+pub fn specials(op: &dyn Any) -> Option<Specials> {
+    let families = [
+        copy::specials,
+        index::specials,
+        reduce::specials,
+        softmax::specials,
+        loss::specials,
+        matmul::specials,
+        unary::specials,
+    ];
+    families.iter().find_map(|f| f(op))
+}
