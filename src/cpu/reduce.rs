@@ -15,9 +15,14 @@ use crate::shape::Layout;
 
 /// f32 in a vector of AVX-512.
 const VECTOR: usize = 16;
-/// Chains along a row: four vectors, enough to hide the latency of an addition.
-const LANES: usize = 4 * VECTOR;
-/// Elements of a row that one set of chains runs over: 32 additions a chain.
+/// Chains along a row: two vectors.
+const CHAINS: usize = 2 * VECTOR;
+/// Elements of a row that are joined onto the chains at a time, four to each: that hides the latency of the chains, which
+/// the compiler keeps in memory.
+const STEP: usize = 4 * CHAINS;
+/// Elements of a row of narrow columns that are taken as one.
+const FUSED: usize = 256;
+/// Elements of a row that one set of chains runs over: 16 additions a chain.
 const BLOCK: usize = 2048;
 /// Elements of a row that one thread takes at a time.
 const SEGMENT: usize = 1 << 16;
@@ -181,6 +186,10 @@ impl<A: Copy> Tree<A> {
     }
 }
 
+/// Vectors that do not straddle cache lines, should the compiler keep the chains in memory.
+#[repr(align(64))]
+struct Aligned<A>([A; CHAINS]);
+
 /// `join` over `term` of the elements that share an index in the slices, which must be of one length; at most [`BLOCK`].
 #[inline(always)]
 fn fold_block<E: Copy, A: Copy, const N: usize>(
@@ -199,19 +208,21 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
     }
     // Only constant indices into the chains, so that they can stay in registers: the odd end has chains of its own.
     let mut acc = [identity; VECTOR];
-    let wide = n / LANES * LANES;
+    let wide = n / STEP * STEP;
     if wide > 0 {
-        let mut chains = [identity; LANES];
-        for i in (0..wide).step_by(LANES) {
-            let part: [&[E; LANES]; N] =
-                std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
-            for l in 0..LANES {
-                chains[l] = join(chains[l], term(std::array::from_fn(|k| part[k][l])));
+        let Aligned(chains) = &mut Aligned([identity; CHAINS]);
+        for i in (0..wide).step_by(STEP) {
+            let part: [&[E; STEP]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
+            for l in 0..CHAINS {
+                let t = inlined(
+                    #[inline(always)]
+                    |q: usize| term(std::array::from_fn(|k| part[k][q * CHAINS + l])),
+                );
+                chains[l] = join(chains[l], join(join(t(0), t(1)), join(t(2), t(3))));
             }
         }
         for l in 0..VECTOR {
-            let even = join(chains[l], chains[l + 2 * VECTOR]);
-            acc[l] = join(even, join(chains[l + VECTOR], chains[l + 3 * VECTOR]));
+            acc[l] = join(chains[l], chains[l + VECTOR]);
         }
     }
     let vectors = n / VECTOR * VECTOR;
@@ -464,7 +475,7 @@ impl Reduction {
     ) -> Result<()> {
         // Narrow rows that follow each other are taken several at a time, as one row of `fuse · width`.
         let fuse = match self.reduced[..] {
-            [(n, gap)] if gap == width => (LANES / width).clamp(1, n),
+            [(n, gap)] if gap == width => (FUSED / width).clamp(1, n),
             _ => 1,
         };
         let rows = ROWS * fuse;

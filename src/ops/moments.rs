@@ -158,7 +158,7 @@ impl Op for VarBackward {
             let scale = A::of(2.0 / freedom(self.axes, &x.shape(), self.correction));
             let means = means::<A>(self.axes, &x)?;
             let means = View::of(means.typed::<A>(), dy.shape());
-            map::<A, 3>([x, means, dy], &mut outputs[0], |[x, mean, dy]| dy * scale * (x - mean))
+            map::<A, 3>([x, means, dy], &mut outputs[0], #[inline(always)] |[x, mean, dy]| dy * scale * (x - mean))
         })
     }
 
@@ -235,7 +235,7 @@ impl Op for StdBackward {
             let scale = A::of(1.0 / freedom(self.axes, &x.shape(), self.correction));
             let means = means::<A>(self.axes, &x)?;
             let means = View::of(means.typed::<A>(), dy.shape());
-            map::<A, 4>([x, means, y, dy], &mut outputs[0], |[x, mean, y, dy]| {
+            map::<A, 4>([x, means, y, dy], &mut outputs[0], #[inline(always)] |[x, mean, y, dy]| {
                 if y == A::ZERO { A::ZERO } else { dy / y * scale * (x - mean) }
             })
         })
