@@ -396,6 +396,7 @@ pub struct LayerNormBackward {
 
 impl Op for LayerNormBackward {
     const NAME: &'static str = "layer_norm_backward";
+    const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -513,6 +514,7 @@ pub struct RmsNormBackward {
 
 impl Op for RmsNormBackward {
     const NAME: &'static str = "rms_norm_backward";
+    const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

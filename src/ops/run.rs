@@ -14,6 +14,7 @@ use crate::{Device, Error, Result};
 trait AnyOp: Send + Sync {
     fn name(&self) -> &'static str;
     fn accumulates(&self) -> bool;
+    fn skips(&self) -> bool;
     fn statistics(&self) -> usize;
     fn saves(&self, needs: &[bool]) -> Saves;
     fn infer(&self, inputs: &[Meta]) -> Result<Plan>;
@@ -29,6 +30,10 @@ impl<O: Op> AnyOp for O {
 
     fn accumulates(&self) -> bool {
         O::ACCUMULATES
+    }
+
+    fn skips(&self) -> bool {
+        O::SKIPS
     }
 
     fn statistics(&self) -> usize {
@@ -196,11 +201,18 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
         .iter()
         .map(|(t, mode)| if *mode == Mode::Skip { Ok(None) } else { t.write(op.name()).map(Some) })
         .collect::<Result<Vec<_>>>()?;
+    // Memory for outputs that nobody wants but the body writes all the same.
+    let unwanted = |(o, want): (&(&Tensor, Mode), &Meta)| {
+        if o.1 == Mode::Skip && !op.skips() { Block::new(want.bytes()) } else { Block::new(0) }
+    };
+    let mut unwanted = outputs.iter().zip(&plan.outputs).map(unwanted).collect::<Result<Vec<_>>>()?;
+    let mode_of_unwanted = if op.skips() { Mode::Skip } else { Mode::Write };
     let mut outs: Vec<Out<'_>> = Vec::with_capacity(outputs.len());
-    for ((guard, (tensor, mode)), want) in guards.iter_mut().zip(outputs).zip(&plan.outputs) {
+    let memory = guards.iter_mut().zip(&mut unwanted);
+    for (((guard, spare), (tensor, mode)), want) in memory.zip(outputs).zip(&plan.outputs) {
         outs.push(match guard {
             Some(guard) => Out::of(tensor, guard, *mode),
-            None => Out::new(&mut [], want.shape, want.dtype, Mode::Skip),
+            None => Out::new(spare.as_mut(), want.shape, want.dtype, mode_of_unwanted),
         });
     }
     body(op, device, inputs, &mut outs, plan.scratch)
