@@ -1,5 +1,9 @@
 //! warpsmith: trains and runs neural networks.
 pub mod autograd;
+#[cfg(feature = "train")]
+pub mod bench;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod cpu;
 #[cfg(feature = "train")]
 pub mod data;

@@ -148,8 +148,8 @@ fn jacobians_of_an_op(subject: &Subject, report: &mut Report) {
         let thrice = |x: &[Tensor]| {
             let mut totals = Vec::new();
             let uses = (0..3).map(|_| plain(x)).collect::<Result<Vec<_>>>()?;
-            for k in 0..uses[0].len() {
-                totals.extend(ops::run(Total, &[&uses[0][k], &uses[1][k], &uses[2][k]])?);
+            for ((a, b), c) in uses[0].iter().zip(&uses[1]).zip(&uses[2]) {
+                totals.extend(ops::run(Total, &[a, b, c])?);
             }
             Ok(totals)
         };

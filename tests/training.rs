@@ -73,9 +73,13 @@ fn memory_stays_flat_over_ten_thousand_steps() {
         return;
     }
     let mut task = Task::new(3, 0.25).unwrap();
-    (0..3).for_each(|_| drop(task.step().unwrap()));
+    (0..3).for_each(|_| {
+        task.step().unwrap();
+    });
     let before = memory_report();
-    (0..10_000).for_each(|_| drop(task.step().unwrap()));
+    (0..10_000).for_each(|_| {
+        task.step().unwrap();
+    });
     let after = memory_report();
     assert_eq!(
         after.system_allocations, before.system_allocations,
@@ -108,7 +112,9 @@ fn the_same_seed_gives_the_same_bits_for_any_number_of_threads() {
 fn several_threads_train_separate_models() {
     let alone = {
         let mut task = Task::new(11, 0.5).unwrap();
-        (0..50).for_each(|_| drop(task.step().unwrap()));
+        (0..50).for_each(|_| {
+            task.step().unwrap();
+        });
         task.bits().unwrap()
     };
     std::thread::scope(|scope| {
@@ -116,7 +122,9 @@ fn several_threads_train_separate_models() {
             .map(|_| {
                 scope.spawn(|| {
                     let mut task = Task::new(11, 0.5).unwrap();
-                    (0..50).for_each(|_| drop(task.step().unwrap()));
+                    (0..50).for_each(|_| {
+                        task.step().unwrap();
+                    });
                     task.bits().unwrap()
                 })
             })

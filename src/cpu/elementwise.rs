@@ -10,7 +10,7 @@
 use half::slice::HalfFloatSliceExt;
 
 use super::par;
-use super::simd::vectorize;
+use super::simd::{self, vectorize};
 use crate::dtype::{DType, Element, bf16, f16};
 use crate::shape::{Layout, MAX_RANK};
 
@@ -79,6 +79,30 @@ impl<'a> Source<'a> {
             _ => Kind::Strided,
         };
         Source { bytes: bytemuck::cast_slice(data), dtype: T::DTYPE, kind, start: layout.offset, dims, rank }
+    }
+
+    /// The elements of a slice, in order.
+    fn row_major(data: &'a [f32]) -> Source<'a> {
+        let (mut dims, rank) = ([(1, 1); MAX_RANK], 1);
+        dims[0] = (data.len(), 1);
+        Source {
+            bytes: bytemuck::cast_slice(data),
+            dtype: DType::F32,
+            kind: Kind::Dense,
+            start: 0,
+            dims,
+            rank,
+        }
+    }
+
+    /// If these are transposed matrices of f32: the number of dimensions before them, their rows and columns, and the
+    /// distance of neighbours in a row; those in a column are neighbours in memory.
+    fn turned(&self) -> Option<(usize, usize, usize, usize)> {
+        let outer = self.rank.checked_sub(2)?;
+        let [(rows, row_stride), (cols, stride)] = [self.dims[outer], self.dims[outer + 1]];
+        let large = rows >= 8 && cols >= 8;
+        let turned = self.kind == Kind::Strided && row_stride == 1 && stride >= rows;
+        (turned && large && self.dtype == DType::F32).then_some((outer, rows, cols, stride))
     }
 
     /// All elements, if they lie in order and have type `W`.
@@ -168,6 +192,46 @@ impl<'a> Source<'a> {
     }
 }
 
+/// Writes the elements of `source` in order, in parallel, through `convert`, which sees equally long pieces.
+pub fn convert<S: Element, T: Element>(
+    out: &mut [T],
+    source: Source<'_>,
+    convert: impl Fn(&[S], &mut [T]) + Sync,
+) {
+    par::for_each_chunk_mut(out, CHUNK, |i, out| {
+        let mut buffer = Buffer { raw: [0; BLOCK], work: [S::default(); BLOCK], filled: false };
+        for (k, out) in out.chunks_mut(BLOCK).enumerate() {
+            convert(source.load(i * CHUNK + k * BLOCK, out.len(), &mut buffer), out);
+        }
+    });
+}
+
+/// Writes the elements of `source` in order if it is a transposed matrix, or a batch of them; false if it is not.
+pub fn transpose(out: &mut [f32], source: &Source<'_>) -> bool {
+    /// Rows of the result that a thread writes at a time: with 16 of them two cache lines of each row of the operand are
+    /// used whole, and their targets stay in the L1 cache although they lie a power of two apart.
+    const STRIP: usize = 32;
+    let Some(outer) = source.rank.checked_sub(2).filter(|_| source.kind == Kind::Strided) else {
+        return false;
+    };
+    let [(rows, row_stride), (cols, stride)] = [source.dims[outer], source.dims[outer + 1]];
+    if row_stride != 1 || stride < rows || source.dtype != DType::F32 || rows < 8 || cols < 8 {
+        return false;
+    }
+    let data: &[f32] = bytemuck::cast_slice(source.bytes);
+    let strips = out.chunks_mut(rows * cols).enumerate().flat_map(|(matrix, out)| {
+        let pieces = out.chunks_mut(STRIP * cols).enumerate();
+        pieces.map(move |(i, piece)| (matrix, i * STRIP, piece))
+    });
+    let count = source.dims[..outer].iter().map(|d| d.0).product::<usize>() * rows.div_ceil(STRIP);
+    let workers = if rows * cols < CHUNK { 1 } else { count };
+    par::each(workers, strips, |(matrix, first, piece)| {
+        let at = source.position(matrix, outer) + first;
+        simd::transpose(&data[at..], stride, (cols, piece.len() / cols), piece, cols);
+    });
+    true
+}
+
 /// Where a block of an operand is put together.
 struct Buffer<W> {
     raw: [u64; BLOCK],
@@ -204,6 +268,16 @@ pub fn apply<W: Work, V: Work, const N: usize>(
 ) {
     let Target { bytes, dtype, add } = out;
     let len = bytes.len() / dtype.size();
+    // Gathered a row at a time, a transposed operand would be read one cache line an element.
+    let mut turned: [Vec<f32>; N] = std::array::from_fn(|_| Vec::new());
+    for (source, turned) in sources.iter().zip(&mut turned).filter(|(s, _)| s.turned().is_some()) {
+        *turned = vec![0.0; len];
+        transpose(turned, source);
+    }
+    let sources: [Source<'_>; N] = std::array::from_fn(|k| match &turned[k][..] {
+        [] => sources[k],
+        turned => Source::row_major(turned),
+    });
     let dense = sources.map(|s| s.dense::<W>(len));
     if dtype == V::DTYPE && !add && dense.iter().all(Option::is_some) {
         let dense = dense.map(Option::unwrap_or_default);
@@ -319,6 +393,9 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
     }
 }
 
+// The inner closures below own a copy of `f`: what `f` holds would else be read again after each write of an output, which
+// the compiler must assume to have changed it.
+
 /// The kernel that calls `f` for each element, as vector code: give it a closure marked `#[inline(always)]`.
 pub fn each1<W: Work, V: Work>(
     f: impl Fn(W) -> V + Sync + Copy,
@@ -326,7 +403,7 @@ pub fn each1<W: Work, V: Work>(
     move |_, [a]: [&[W]; 1], out: &mut [V]| {
         vectorize(
             #[inline(always)]
-            || {
+            move || {
                 for (out, &a) in out.iter_mut().zip(a) {
                     *out = f(a);
                 }
@@ -342,7 +419,7 @@ pub fn each2<W: Work, V: Work>(
     move |_, [a, b]: [&[W]; 2], out: &mut [V]| {
         vectorize(
             #[inline(always)]
-            || {
+            move || {
                 for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
                     *out = f(a, b);
                 }
@@ -358,7 +435,7 @@ pub fn each3<W: Work, V: Work>(
     move |_, [a, b, c]: [&[W]; 3], out: &mut [V]| {
         vectorize(
             #[inline(always)]
-            || {
+            move || {
                 for (out, (&a, (&b, &c))) in out.iter_mut().zip(a.iter().zip(b.iter().zip(c))) {
                     *out = f(a, b, c);
                 }

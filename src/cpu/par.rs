@@ -87,27 +87,33 @@ pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> 
     if threads() == 1 {
         return (a(), b());
     }
+    let (mut a, mut b) = (Some(a), Some(b));
+    let (mut first, mut second) = (None, None);
+    join_erased(&mut || first = a.take().map(|a| a()), &mut || second = b.take().map(|b| b()));
+    first.zip(second).expect("rayon runs both halves")
+}
+
+/// [`join`] without type parameters, so that rayon's machinery is compiled once and not for every loop of the crate.
+fn join_erased(a: &mut (dyn FnMut() + Send), b: &mut (dyn FnMut() + Send)) {
     keep_awake();
     // rayon would put this thread to sleep while the other finishes; so it waits here for a b that has been taken. One that has
     // not is left to rayon, which runs it on this thread.
     let state = AtomicU8::new(WAITING);
     let first = || {
-        let result = a();
+        a();
         if state.load(Ordering::Relaxed) == TAKEN {
             let start = Instant::now();
             while state.load(Ordering::Acquire) == TAKEN && start.elapsed() < KEEP_AWAKE {
                 pause();
             }
         }
-        result
     };
     let second = || {
         state.store(TAKEN, Ordering::Relaxed);
-        let result = b();
+        b();
         state.store(DONE, Ordering::Release);
-        result
     };
-    rayon::join(first, second)
+    rayon::join(first, second);
 }
 
 const WAITING: u8 = 0;
@@ -169,12 +175,12 @@ pub fn map_chunks<R: Send>(len: usize, grain: usize, f: impl Fn(Range<usize>) ->
 }
 
 /// Runs `f` on `workers` threads at once.
-fn spread(workers: usize, f: &(impl Fn() + Sync)) {
+fn spread(workers: usize, f: &(dyn Fn() + Sync)) {
     if workers <= 1 {
         return f();
     }
     let half = workers / 2;
-    join(|| spread(workers - half, f), || spread(half, f));
+    join_erased(&mut || spread(workers - half, f), &mut || spread(half, f));
 }
 
 thread_local! {

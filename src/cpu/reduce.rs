@@ -13,9 +13,16 @@ use crate::cpu::{par, simd};
 use crate::dtype::{Element, Float, Real};
 use crate::shape::Layout;
 
-/// Chains along a row: four vectors of 16 floats, enough to hide the latency of an addition.
-const LANES: usize = 64;
-/// Elements of a row that one set of chains runs over: 32 additions a chain.
+/// f32 in a vector of AVX-512.
+const VECTOR: usize = 16;
+/// Chains along a row: two vectors.
+const CHAINS: usize = 2 * VECTOR;
+/// Elements of a row that are joined onto the chains at a time, four to each: that hides the latency of the chains, which
+/// the compiler keeps in memory.
+const STEP: usize = 4 * CHAINS;
+/// Elements of a row of narrow columns that are taken as one.
+const FUSED: usize = 256;
+/// Elements of a row that one set of chains runs over: 16 additions a chain.
 const BLOCK: usize = 2048;
 /// Elements of a row that one thread takes at a time.
 const SEGMENT: usize = 1 << 16;
@@ -25,10 +32,16 @@ const ROWS: usize = 256;
 pub const GRAIN: usize = 1 << 15;
 
 /// Runs `f`, for f32 as [`simd::vectorize`] does. The other types serve checks and small things; two more copies of every
-/// loop for each of them would double the time that building takes.
+/// loop for each of them would double the time that building takes. Mark the closure `#[inline(always)]`: what is not inlined is not vectorised.
 #[inline(always)]
 pub fn vectorize<E: Element, R>(f: impl FnOnce() -> R) -> R {
     if const { matches!(E::DTYPE, DType::F32) } { simd::vectorize(f) } else { f() }
+}
+
+/// The closure itself: where one stands as an argument, stable Rust lets it be marked `#[inline(always)]`.
+#[inline(always)]
+pub fn inlined<F>(f: F) -> F {
+    f
 }
 
 /// A reduction: `join` over `term` of each element, from `identity`.
@@ -173,6 +186,10 @@ impl<A: Copy> Tree<A> {
     }
 }
 
+/// Vectors that do not straddle cache lines, should the compiler keep the chains in memory.
+#[repr(align(64))]
+struct Aligned<A>([A; CHAINS]);
+
 /// `join` over `term` of the elements that share an index in the slices, which must be of one length; at most [`BLOCK`].
 #[inline(always)]
 fn fold_block<E: Copy, A: Copy, const N: usize>(
@@ -182,37 +199,54 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
     join: impl Fn(A, A) -> A,
 ) -> A {
     let n = xs[0].len();
-    let at = |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) };
-    if n < 16 {
+    let at = inlined(
+        #[inline(always)]
+        |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) },
+    );
+    if n < VECTOR {
         return (0..n).fold(identity, |a, i| join(a, term(at(i))));
     }
-    let mut acc = [identity; LANES];
-    let wide = n / LANES * LANES;
-    for i in (0..wide).step_by(LANES) {
-        let part: [&[E; LANES]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
-        for l in 0..LANES {
+    // Only constant indices into the chains, so that they can stay in registers: the odd end has chains of its own.
+    let mut acc = [identity; VECTOR];
+    let wide = n / STEP * STEP;
+    if wide > 0 {
+        let Aligned(chains) = &mut Aligned([identity; CHAINS]);
+        for i in (0..wide).step_by(STEP) {
+            let part: [&[E; STEP]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
+            for l in 0..CHAINS {
+                let t = inlined(
+                    #[inline(always)]
+                    |q: usize| term(std::array::from_fn(|k| part[k][q * CHAINS + l])),
+                );
+                chains[l] = join(chains[l], join(join(t(0), t(1)), join(t(2), t(3))));
+            }
+        }
+        for l in 0..VECTOR {
+            acc[l] = join(chains[l], chains[l + VECTOR]);
+        }
+    }
+    let vectors = n / VECTOR * VECTOR;
+    for i in (wide..vectors).step_by(VECTOR) {
+        let part: [&[E; VECTOR]; N] =
+            std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
+        for l in 0..VECTOR {
             acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
         }
     }
-    let vectors = n / 16 * 16;
-    for i in (wide..vectors).step_by(16) {
-        let part: [&[E; 16]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
-        for l in 0..16 {
-            acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
-        }
-    }
+    let mut rest = [identity; VECTOR];
     for i in vectors..n {
-        let l = 16 + i - vectors;
-        acc[l] = join(acc[l], term(at(i)));
+        rest[i - vectors] = term(at(i));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            acc[l] = join(acc[l], acc[l + width]);
-        }
-        width /= 2;
+    for l in 0..VECTOR {
+        acc[l] = join(acc[l], rest[l]);
     }
-    acc[0]
+    for l in 0..8 {
+        acc[l] = join(acc[l], acc[l + 8]);
+    }
+    for l in 0..4 {
+        acc[l] = join(acc[l], acc[l + 4]);
+    }
+    join(join(acc[0], acc[2]), join(acc[1], acc[3]))
 }
 
 /// `join` over `term` of the elements that share an index in the slices: the row kernel behind every reduction here. The
@@ -257,7 +291,10 @@ pub fn fold_rows<E: Copy, F: Fold<E>>(
     for starts in eights {
         let row: [&[E]; 8] = starts.map(|s| &data[s..][..n]);
         for j in 0..n {
-            let t = |k: usize| fold.term(row[k][j], params[j]);
+            let t = inlined(
+                #[inline(always)]
+                |k: usize| fold.term(row[k][j], params[j]),
+            );
             let low = fold.join(fold.join(t(0), t(1)), fold.join(t(2), t(3)));
             let high = fold.join(fold.join(t(4), t(5)), fold.join(t(6), t(7)));
             acc[j] = fold.join(acc[j], fold.join(low, high));
@@ -277,9 +314,10 @@ pub fn join_rows<A: Element>(rows: &mut [A], count: usize, width: usize, join: i
     while step < count {
         for i in (0..count - step).step_by(2 * step) {
             let (low, high) = rows[i * width..].split_at_mut(step * width);
-            vectorize::<A, _>(|| {
-                low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b))
-            });
+            vectorize::<A, _>(
+                #[inline(always)]
+                || low[..width].iter_mut().zip(&high[..width]).for_each(|(a, &b)| *a = join(*a, b)),
+            );
         }
         step *= 2;
     }
@@ -366,13 +404,16 @@ impl Reduction {
                 [] | [(_, 1)] => Vec::new(),
                 _ => vec![E::default(); self.length.min(BLOCK)],
             };
-            vectorize::<E, _>(|| {
-                for (i, result) in (first..).zip(results) {
-                    let (output, start) = (i / segments, i % segments * SEGMENT);
-                    let end = self.length.min(start + SEGMENT);
-                    *result = self.fold_run(fold, data, output, start, end, params[output], &mut buffer);
-                }
-            });
+            vectorize::<E, _>(
+                #[inline(always)]
+                || {
+                    for (i, result) in (first..).zip(results) {
+                        let (output, start) = (i / segments, i % segments * SEGMENT);
+                        let end = self.length.min(start + SEGMENT);
+                        *result = self.fold_run(fold, data, output, start, end, params[output], &mut buffer);
+                    }
+                },
+            );
         };
         let each = (GRAIN / self.length.min(SEGMENT)).max(1);
         if segments == 1 {
@@ -403,7 +444,14 @@ impl Reduction {
         buffer: &mut [E],
     ) -> F::Acc {
         let base = self.offset + position(&self.kept, output);
-        let (term, join) = (|[x]: [E; 1]| fold.term(x, p), |a, b| fold.join(a, b));
+        let term = inlined(
+            #[inline(always)]
+            |[x]: [E; 1]| fold.term(x, p),
+        );
+        let join = inlined(
+            #[inline(always)]
+            |a, b| fold.join(a, b),
+        );
         if buffer.is_empty() {
             return fold_slices([&data[base + start..base + end]], fold.identity(), term, join);
         }
@@ -427,7 +475,7 @@ impl Reduction {
     ) -> Result<()> {
         // Narrow rows that follow each other are taken several at a time, as one row of `fuse · width`.
         let fuse = match self.reduced[..] {
-            [(n, gap)] if gap == width => (LANES / width).clamp(1, n),
+            [(n, gap)] if gap == width => (FUSED / width).clamp(1, n),
             _ => 1,
         };
         let rows = ROWS * fuse;
@@ -439,22 +487,29 @@ impl Reduction {
             let range = chunk * rows..self.length.min((chunk + 1) * rows);
             let params = &params[row * width + from..][..acc.len()];
             acc.fill(fold.identity());
-            if fuse == 1 {
-                let starts: Vec<usize> = range.map(|i| base + position(&self.reduced, i)).collect();
-                vectorize::<E, _>(|| fold_rows(fold, data, &starts, params, acc));
-                return;
-            }
+            // A chunk starts where a fused row does; what is left at its end are rows of their own.
             let fused = range.len() / fuse;
-            let starts: Vec<usize> = (0..fused).map(|k| base + (range.start + k * fuse) * width).collect();
-            let rest: Vec<usize> =
-                (range.start + fused * fuse..range.end).map(|i| base + i * width).collect();
-            let mut wide = vec![fold.identity(); fuse * width];
-            vectorize::<E, _>(|| {
-                fold_rows(fold, data, &starts, &params.repeat(fuse), &mut wide);
-                fold_rows(fold, data, &rest, params, acc);
-            });
-            join_rows(&mut wide, fuse, width, |a, b| fold.join(a, b));
-            acc.iter_mut().zip(&wide).for_each(|(a, &w)| *a = fold.join(*a, w));
+            let start = |i: usize| base + position(&self.reduced, i);
+            let starts: Vec<usize> = (0..fused).map(|k| start(range.start + k * fuse)).collect();
+            let rest: Vec<usize> = (range.start + fused * fuse..range.end).map(start).collect();
+            let mut wide = vec![fold.identity(); if fuse == 1 { 0 } else { fuse * width }];
+            let repeated = if fuse == 1 { Vec::new() } else { params.repeat(fuse) };
+            let work = match fuse {
+                1 => [(&starts, params, &mut *acc), (&rest, &[][..], &mut wide[..])],
+                _ => [(&starts, &repeated[..], &mut wide[..]), (&rest, params, &mut *acc)],
+            };
+            vectorize::<E, _>(
+                #[inline(always)]
+                || {
+                    for (starts, params, acc) in work {
+                        fold_rows(fold, data, starts, params, acc);
+                    }
+                },
+            );
+            if fuse > 1 {
+                join_rows(&mut wide, fuse, width, |a, b| fold.join(a, b));
+                acc.iter_mut().zip(&wide).for_each(|(a, &w)| *a = fold.join(*a, w));
+            }
         };
         let columns = if fuse > 1 { width } else { (2 * GRAIN / self.length.min(rows)).clamp(1024, 1 << 14) };
         let all = |results: &mut [F::Acc]| {
@@ -508,15 +563,18 @@ impl Reduction {
             let base = self.offset + position(kept, row) + from;
             let n = part.len();
             let targets = &targets[row * width + from..][..n];
-            vectorize::<E, _>(|| {
-                part.fill(0);
-                for i in (0..self.length).rev() {
-                    let x = &data[base + position(&self.reduced, i)..][..n];
-                    for j in 0..n {
-                        part[j] = if same(x[j], targets[j]) { i as i64 } else { part[j] };
+            vectorize::<E, _>(
+                #[inline(always)]
+                || {
+                    part.fill(0);
+                    for i in (0..self.length).rev() {
+                        let x = &data[base + position(&self.reduced, i)..][..n];
+                        for j in 0..n {
+                            part[j] = if same(x[j], targets[j]) { i as i64 } else { part[j] };
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 
@@ -528,8 +586,14 @@ impl Reduction {
         }
         // Whole blocks without leaving early, which vectorises.
         let row = &data[base..base + self.length];
-        let has = |part: &&[E]| part.iter().fold(false, |any, &x| any | same(x, target));
-        let block = vectorize::<E, _>(|| row.chunks(256).enumerate().find(|(_, part)| has(part)));
+        let has = inlined(
+            #[inline(always)]
+            |part: &&[E]| part.iter().fold(false, |any, &x| any | same(x, target)),
+        );
+        let block = vectorize::<E, _>(
+            #[inline(always)]
+            || row.chunks(256).enumerate().find(|(_, part)| has(part)),
+        );
         block.map_or(0, |(b, part)| {
             b * 256 + part.iter().position(|&x| same(x, target)).expect("this block has it")
         })
@@ -588,101 +652,4 @@ fn gather<E: Copy>(data: &[E], dims: &[(usize, usize)], mut start: usize, buffer
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Shape;
-
-    fn values(n: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + 13) % 1009) as f32 / 97.0 - 5.0).collect()
-    }
-
-    fn sums(layout: &Layout, data: &[f32], axes: &[usize]) -> (Vec<f32>, Vec<f64>) {
-        let plan = Reduction::new(layout, |d| axes.contains(&d));
-        let mut got = vec![0.0; plan.outputs];
-        plan.fold(&Sum, data, &vec![(); plan.outputs], &mut got).unwrap();
-        let mut shape = layout.shape;
-        axes.iter().for_each(|&d| shape = shape.with(d, 1));
-        let out = Layout::contiguous(shape).expand(&layout.shape, "test").unwrap();
-        let mut want = vec![0.0; plan.outputs];
-        let zeroed = axes.iter().fold(out, |l, &d| Layout { strides: l.strides.with(d, 0), ..l });
-        layout.positions().zip(zeroed.positions()).for_each(|(i, o)| want[o] += data[i] as f64);
-        (got, want)
-    }
-
-    #[test]
-    fn every_way_through_memory_gives_the_sums() {
-        let data = values(300_000);
-        let shapes: [&[usize]; 9] = [
-            &[1000, 300],
-            &[3, 70_000],
-            &[5000, 7],
-            &[70_000, 3],
-            &[2, 3, 4, 5],
-            &[40, 9, 64, 3],
-            &[1],
-            &[33, 65],
-            &[2, 2000, 70],
-        ];
-        for shape in shapes {
-            let base = Layout::contiguous(Shape::new(shape).unwrap());
-            let rank = shape.len();
-            let reversed: Vec<usize> = (0..rank).rev().collect();
-            let step = base.slice(rank - 1, shape[rank - 1] / 2, shape[rank - 1], 2).unwrap();
-            for layout in [base, base.permute(&reversed).unwrap(), step] {
-                for mask in 0..1usize << rank {
-                    let axes: Vec<usize> = (0..rank).filter(|d| mask >> d & 1 == 1).collect();
-                    let (got, want) = sums(&layout, &data, &axes);
-                    let scale: usize = axes.iter().map(|&d| layout.shape[d]).product();
-                    for (g, w) in got.iter().zip(&want) {
-                        let bound = 4.0 * f32::EPSILON as f64 * 5.0 * scale as f64 + 1e-30;
-                        assert!((*g as f64 - w).abs() <= bound, "{layout:?} over {axes:?}: {g} {w}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_the_number_of_threads() {
-        let data = values(300_000);
-        for shape in [[600, 500], [3, 100_000], [100_000, 3], [20_000, 15]] {
-            let layout = Layout::contiguous(Shape::new(&shape).unwrap());
-            for axes in [&[0][..], &[1], &[0, 1]] {
-                let of = |n| par::with_threads(n, || sums(&layout, &data, axes).0).unwrap();
-                let want = of(1);
-                for n in [2, 3, 4, 8] {
-                    assert!(
-                        of(n).iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()),
-                        "{shape:?} {axes:?} {n}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_long_sum_of_ones_is_exact_and_of_tenths_nearly_so() {
-        let tenths = vec![0.1f32; 1 << 22];
-        let layout = Layout::contiguous(Shape::new(&[1 << 22]).unwrap());
-        let (got, want) = sums(&layout, &tenths, &[0]);
-        assert!((got[0] as f64 / want[0] - 1.0).abs() < 1e-6, "{} {}", got[0], want[0]);
-        let (got, _) = sums(&layout, &vec![1.0; 1 << 22], &[0]);
-        assert_eq!(got[0], (1 << 22) as f32);
-    }
-
-    #[test]
-    fn extrema_pass_nan_on_from_any_place() {
-        for n in [1, 2, 15, 16, 17, 64, 100, 2049, 70_000] {
-            for at in [0, n / 2, n - 1] {
-                let mut data = values(n);
-                data[at] = f32::NAN;
-                let plan = Reduction::new(&Layout::contiguous(Shape::new(&[n]).unwrap()), |_| true);
-                let mut out = [0.0];
-                plan.fold(&Max, &data, &[()], &mut out).unwrap();
-                assert!(out[0].is_nan(), "max, {at} of {n}");
-                plan.fold(&Min, &data, &[()], &mut out).unwrap();
-                assert!(out[0].is_nan(), "min, {at} of {n}");
-            }
-        }
-    }
-}
+mod tests;

@@ -44,6 +44,7 @@ impl<const N: usize> Runs<N> {
     }
 
     /// Calls `body(run, starts)` for the runs in `range` in order.
+    #[inline(always)]
     pub fn visit(&self, range: Range<usize>, mut body: impl FnMut(usize, [usize; N])) {
         if range.is_empty() {
             return;

@@ -533,7 +533,8 @@ mod tests {
             }
             let (list, dy) = (ids(&list, &[n]), ids(&dy, &[n, width]));
             for threads in [1, 2, 8] {
-                let ops: [&(dyn Fn(&Tensor) -> Result<()> + Sync); 2] = [
+                type Into<'a> = &'a (dyn Fn(&Tensor) -> Result<()> + Sync);
+                let ops: [Into<'_>; 2] = [
                     &|g| {
                         super::super::run_into(
                             EmbeddingBackward { rows },

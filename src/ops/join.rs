@@ -204,7 +204,8 @@ impl Op for Pad {
     }
 
     fn cases() -> Cases<Self> {
-        let list: [(&[usize], &[(usize, usize)], f64); 8] = [
+        type Padding<'a> = (&'a [usize], &'a [(usize, usize)], f64);
+        let list: [Padding<'_>; 8] = [
             (&[], &[], 1.0),
             (&[7], &[(2, 3)], 0.0),
             (&[0], &[(1, 1)], 3.0),
@@ -214,7 +215,7 @@ impl Op for Pad {
             (&[3, 0, 2], &[(0, 0), (1, 0)], 1.0),
             (&[2, 33], &[(0, 31)], 0.0),
         ];
-        let case = |&(shape, pads, value): &(&[usize], &[(usize, usize)], f64)| Case {
+        let case = |&(shape, pads, value): &Padding<'_>| Case {
             op: Pad::of(shape.len(), pads, value),
             inputs: vec![Arg::new(shape, Values::Integers(-9, 9))],
         };
@@ -313,8 +314,8 @@ mod tests {
     fn pieces_of_a_split_go_back_together() {
         for shape in [[7, 40, 90], [300, 2, 90], [1, 3, 2]] {
             let x = counting(0, &shape);
-            for dim in 0..3 {
-                let sizes = [shape[dim] / 2, 0, shape[dim] - shape[dim] / 2];
+            for (dim, size) in shape.into_iter().enumerate() {
+                let sizes = [size / 2, 0, size - size / 2];
                 let parts = x.split(&sizes, dim as isize).unwrap();
                 let whole = Tensor::cat(&parts.iter().collect::<Vec<_>>(), dim as isize - 3).unwrap();
                 assert_eq!(whole.to_vec::<f64>().unwrap(), x.to_vec::<f64>().unwrap());

@@ -107,17 +107,27 @@ fn lane_sum<A: Real>(values: &[A]) -> A {
     let chunks = values.chunks_exact(16);
     let tail = chunks.remainder();
     for chunk in chunks {
-        (0..16).for_each(|l| lanes[l] += chunk[l]);
+        for l in 0..16 {
+            lanes[l] += chunk[l];
+        }
     }
-    tail.iter().zip(&mut lanes).for_each(|(v, lane)| *lane += *v);
-    fold(lanes, |a, b| a + b)
+    for (v, lane) in tail.iter().zip(&mut lanes) {
+        *lane += *v;
+    }
+    fold(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 /// Sixteen lanes to one value, halving.
 #[inline(always)]
 fn fold<A: Real>(mut lanes: [A; 16], f: impl Fn(A, A) -> A) -> A {
     for half in [8, 4, 2, 1] {
-        (0..half).for_each(|l| lanes[l] = f(lanes[l], lanes[l + half]));
+        for l in 0..half {
+            lanes[l] = f(lanes[l], lanes[l + half]);
+        }
     }
     lanes[0]
 }

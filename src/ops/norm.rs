@@ -108,21 +108,24 @@ fn forward<A: Real>(
         par::each(count, tasks, |(task, ((y, rstds), mut means))| {
             let mut buffer = vec![A::ZERO; if x.direct() { 0 } else { n }];
             let (weight, bias) = (&weight[..n], &bias[..n]);
-            vectorize::<A, _>(|| {
-                for (i, (y, rstd)) in y.chunks_exact_mut(n).zip(rstds).enumerate() {
-                    let x = &x.row(task * each + i, 0, n, &mut buffer)[..n];
-                    let (mean, r) = statistics(x, centred, eps);
-                    *rstd = r;
-                    if let Some(means) = &mut means {
-                        means[i] = mean;
+            vectorize::<A, _>(
+                #[inline(always)]
+                || {
+                    for (i, (y, rstd)) in y.chunks_exact_mut(n).zip(rstds).enumerate() {
+                        let x = &x.row(task * each + i, n, &mut buffer)[..n];
+                        let (mean, r) = statistics(x, centred, eps);
+                        *rstd = r;
+                        if let Some(means) = &mut means {
+                            means[i] = mean;
+                        }
+                        if affine {
+                            (0..n).for_each(|j| y[j] = (x[j] - mean) * r * weight[j] + bias[j]);
+                        } else {
+                            (0..n).for_each(|j| y[j] = (x[j] - mean) * r);
+                        }
                     }
-                    if affine {
-                        (0..n).for_each(|j| y[j] = (x[j] - mean) * r * weight[j] + bias[j]);
-                    } else {
-                        (0..n).for_each(|j| y[j] = (x[j] - mean) * r);
-                    }
-                }
-            });
+                },
+            );
         });
         Ok(())
     })
@@ -200,33 +203,36 @@ fn backward_pass<A: Real>(
         let mut x_row = vec![zero; if x.direct() { 0 } else { n }];
         let mut dy_row = vec![zero; if dy.direct() { 0 } else { n }];
         let weight = &weight[..n];
-        vectorize::<A, _>(|| {
-            if let Some(sums) = &mut sums {
-                sums.fill(zero);
-            }
-            for i in task * each..count.min((task + 1) * each) {
-                let (x, dy) = (&x.row(i, 0, n, &mut x_row)[..n], &dy.row(i, 0, n, &mut dy_row)[..n]);
-                let (mean, r) = (means[i], rstds[i]);
+        vectorize::<A, _>(
+            #[inline(always)]
+            || {
                 if let Some(sums) = &mut sums {
-                    let (dweight, dbias) = sums.split_at_mut(n);
-                    let dbias = &mut dbias[..n];
+                    sums.fill(zero);
+                }
+                for i in task * each..count.min((task + 1) * each) {
+                    let (x, dy) = (&x.row(i, n, &mut x_row)[..n], &dy.row(i, n, &mut dy_row)[..n]);
+                    let (mean, r) = (means[i], rstds[i]);
+                    if let Some(sums) = &mut sums {
+                        let (dweight, dbias) = sums.split_at_mut(n);
+                        let dbias = &mut dbias[..n];
+                        for j in 0..n {
+                            dweight[j] += dy[j] * ((x[j] - mean) * r);
+                            dbias[j] += dy[j];
+                        }
+                    }
+                    let Some(dx) = &mut dx else { continue };
+                    let c1 = if centred { sum_slices([dy, weight], |[dy, w]| dy * w) } else { zero };
+                    let c1 = (c1 - dmeans[i] / r) * over;
+                    let c2 = sum_slices([x, dy, weight], |[x, dy, w]| dy * w * ((x - mean) * r));
+                    let c2 = (c2 + drstds[i] * r) * over;
+                    let dx = &mut dx[(i - task * each) * n..][..n];
                     for j in 0..n {
-                        dweight[j] += dy[j] * ((x[j] - mean) * r);
-                        dbias[j] += dy[j];
+                        let v = r * (dy[j] * weight[j] - c1 - (x[j] - mean) * r * c2);
+                        dx[j] = if add { dx[j] + v } else { v };
                     }
                 }
-                let Some(dx) = &mut dx else { continue };
-                let c1 = if centred { sum_slices([dy, weight], |[dy, w]| dy * w) } else { zero };
-                let c1 = (c1 - dmeans[i] / r) * over;
-                let c2 = sum_slices([x, dy, weight], |[x, dy, w]| dy * w * ((x - mean) * r));
-                let c2 = (c2 + drstds[i] * r) * over;
-                let dx = &mut dx[(i - task * each) * n..][..n];
-                for j in 0..n {
-                    let v = r * (dy[j] * weight[j] - c1 - (x[j] - mean) * r * c2);
-                    dx[j] = if add { dx[j] + v } else { v };
-                }
-            }
-        });
+            },
+        );
     });
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::copy::move_elements;
 use crate::cpu::par;
 use crate::cpu::pool::Block;
-use crate::cpu::reduce::{self, Fold, GRAIN, IntSum, Reduction, vectorize};
+use crate::cpu::reduce::{self, Fold, GRAIN, IntSum, Reduction, inlined, vectorize};
 use crate::cpu::strided::Runs;
 use crate::dtype::{Element, Real};
 use crate::shape::Layout;
@@ -253,23 +253,26 @@ fn map_runs<A: Real, const N: usize>(
         return;
     }
     // `part` are the elements from number `from` on of a run that starts at `at`.
-    let strip = |at: [usize; N], from: usize, part: &mut [A]| {
-        let mut lanes = [[A::ZERO; STRIP]; N];
-        let n = part.len();
-        for k in 0..N {
-            let (stride, lane) = (runs.strides[k], &mut lanes[k][..n]);
-            let start = at[k] + from * stride;
-            match stride {
-                0 => lane.fill(data[k][start]),
-                1 => lane.copy_from_slice(&data[k][start..start + n]),
-                _ => lane.iter_mut().enumerate().for_each(|(i, l)| *l = data[k][start + i * stride]),
+    let strip = inlined(
+        #[inline(always)]
+        |at: [usize; N], from: usize, part: &mut [A]| {
+            let mut lanes = [[A::ZERO; STRIP]; N];
+            let n = part.len();
+            for k in 0..N {
+                let (stride, lane) = (runs.strides[k], &mut lanes[k][..n]);
+                let start = at[k] + from * stride;
+                match stride {
+                    0 => lane.fill(data[k][start]),
+                    1 => lane.copy_from_slice(&data[k][start..start + n]),
+                    _ => lane.iter_mut().enumerate().for_each(|(i, l)| *l = data[k][start + i * stride]),
+                }
             }
-        }
-        for (i, o) in part.iter_mut().enumerate() {
-            let v = f(std::array::from_fn(|k| lanes[k][i]));
-            *o = if add { *o + v } else { v };
-        }
-    };
+            for (i, o) in part.iter_mut().enumerate() {
+                let v = f(std::array::from_fn(|k| lanes[k][i]));
+                *o = if add { *o + v } else { v };
+            }
+        },
+    );
     let len = runs.len;
     let whole = (GRAIN / len).max(1);
     let tasks = out.chunks_mut(whole * len).enumerate().flat_map(|(i, runs)| {
@@ -279,13 +282,23 @@ fn map_runs<A: Real, const N: usize>(
     let count = runs.count.div_ceil(whole) * if whole == 1 { len.div_ceil(GRAIN) } else { 1 };
     par::each(count, tasks, |(first, from, part)| {
         let mut pieces = part.chunks_mut(len);
-        vectorize::<A, _>(|| {
-            runs.visit(first..first + pieces.len(), |_, at| {
-                let piece = pieces.next().expect("as many pieces as runs");
-                let strips = piece.chunks_mut(STRIP).enumerate();
-                strips.for_each(|(i, part)| strip(at, from + i * STRIP, part));
-            });
-        });
+        vectorize::<A, _>(
+            #[inline(always)]
+            || {
+                runs.visit(
+                    first..first + pieces.len(),
+                    #[inline(always)]
+                    |_, at| {
+                        let piece = pieces.next().expect("as many pieces as runs");
+                        let strips = piece.chunks_mut(STRIP).enumerate();
+                        strips.for_each(
+                            #[inline(always)]
+                            |(i, part)| strip(at, from + i * STRIP, part),
+                        );
+                    },
+                );
+            },
+        );
     });
 }
 
@@ -440,7 +453,7 @@ impl Op for MeanBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         real!(Self::NAME, inputs[0].dtype(), A => {
             let n = A::of(self.count as f64);
-            map::<A, 1>([inputs[0]], &mut outputs[0], |[dy]| dy / n)
+            map::<A, 1>([inputs[0]], &mut outputs[0], #[inline(always)] |[dy]| dy / n)
         })
     }
 

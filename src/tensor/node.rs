@@ -219,8 +219,8 @@ pub(crate) fn record(
     name: &'static str,
     inputs: &[&Tensor],
     outputs: Vec<Tensor>,
-    saves: impl FnOnce(&[bool]) -> Saves,
-    function: impl FnOnce() -> Function,
+    saves: &dyn Fn(&[bool]) -> Saves,
+    function: &dyn Fn() -> Function,
 ) -> Vec<Tensor> {
     if !grad_enabled() || inputs.iter().all(|t| !t.edge().is_some()) {
         return outputs;

@@ -14,7 +14,7 @@ impl Tensor {
         if !self.requires_grad() {
             return out;
         }
-        let mut outs = record(name, &[self], vec![out], |_| Saves::NONE, || Function::View(kind));
+        let mut outs = record(name, &[self], vec![out], &|_| Saves::NONE, &|| Function::View(kind.clone()));
         outs.remove(0)
     }
 

@@ -187,10 +187,15 @@ pub fn load_model(folder: &Folder, file: &ModelFile, device: Device) -> Result<M
     Ok(model)
 }
 
+/// How far the training of a folder's model has come.
+pub fn read_progress(folder: &Folder) -> Result<Progress> {
+    read_toml(folder, PROGRESS)
+}
+
 /// The state that training goes on from: the progress, and the kept weights by name. Overwrites `model`'s weights and the
 /// arena's buffers, which the optimiser must have made.
 pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(String, HostTensor<'static>)>)> {
-    let progress: Progress = read_toml(folder, PROGRESS)?;
+    let progress = read_progress(folder)?;
     load_into(model, &folder.safetensors(LAST_WEIGHTS)?, &folder.path().join(LAST_WEIGHTS))?;
     let path = folder.path().join(OPTIMIZER);
     let moments = folder.safetensors(OPTIMIZER)?;

@@ -110,7 +110,7 @@ impl From<Hidden> for Activation {
 
 /// The optimisers, by the names that the command line and model files use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum), value(rename_all = "lower"))]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam; weight decay is an L2 penalty.

@@ -108,7 +108,8 @@ fn kept(op: &Dropout, step: f64, i: usize) -> bool {
 }
 
 pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
-    let (larger, smaller): (fn(f64, f64) -> bool, fn(f64, f64) -> bool) = (|a, b| a > b, |a, b| a < b);
+    let larger: fn(f64, f64) -> bool = |a, b| a > b;
+    let smaller: fn(f64, f64) -> bool = |a, b| a < b;
     let i = inputs;
     if op.is::<Where>() {
         return Some(each(i, i[1].dtype, |v| if v[0].get() != 0.0 { v[1] } else { v[2] }));

@@ -33,17 +33,25 @@ pub(super) fn add_rows<T: Float>(
             || {
                 match write {
                     true => sums.fill(T::Acc::ZERO),
-                    false => sums.iter_mut().zip(&*part).for_each(|(s, v)| *s = v.to_acc()),
+                    false => {
+                        for (s, v) in sums.iter_mut().zip(&*part) {
+                            *s = v.to_acc();
+                        }
+                    }
                 }
                 for start in starts.clone() {
                     let from = &data[start + b * BLOCK * column..];
                     if column == 1 {
-                        sums.iter_mut().zip(from).for_each(|(s, v)| *s += v.to_acc());
+                        for (s, v) in sums.iter_mut().zip(from) {
+                            *s += v.to_acc();
+                        }
                     } else {
                         sums.iter_mut().enumerate().for_each(|(j, s)| *s += from[j * column].to_acc());
                     }
                 }
-                part.iter_mut().zip(&*sums).for_each(|(v, s)| *v = T::from_acc(*s));
+                for (v, s) in part.iter_mut().zip(&*sums) {
+                    *v = T::from_acc(*s);
+                }
             },
         );
     }
@@ -180,10 +188,25 @@ impl Scatter {
                     let len = runs.len;
                     vectorize(
                         #[inline(always)]
-                        || out[..len].iter_mut().zip(&dy[..len]).for_each(|(o, d)| *o += d.to_acc()),
+                        || {
+                            for (o, d) in out[..len].iter_mut().zip(&dy[..len]) {
+                                *o += d.to_acc();
+                            }
+                        },
                     );
                 } else {
                     (0..runs.len).for_each(|k| out[k * os] += dy[k * ds].to_acc());
+                }
+                return;
+            }
+            if os == 0 && step == 1 && is == 1 && ds == 1 {
+                // Along the last dimension: everything happens in one row of `out`.
+                let out = &mut out[o_at..][..ours.len()];
+                for (index, d) in index[i_at..][..runs.len].iter().zip(&dy[d_at..]) {
+                    match out.get_mut(index.place()) {
+                        Some(o) => *o += d.to_acc(),
+                        None => good = false,
+                    }
                 }
                 return;
             }

@@ -145,7 +145,13 @@ impl CrossEntropyLoss {
         let weight = weight.as_deref();
         let smooth = T::Acc::of(self.label_smoothing / classes as f64);
         let rest = T::Acc::of(1.0 - self.label_smoothing);
-        let all_weights = weight.map_or(T::Acc::of(classes as f64), |w| row_sum(w, |_, v| v));
+        let all_weights = weight.map_or(T::Acc::of(classes as f64), |w| {
+            row_sum(
+                w,
+                #[inline(always)]
+                |_, v| v,
+            )
+        });
         let of_class = |y: usize| weight.map_or(T::Acc::ONE, |w| w[y]);
         let loss_of = |row: &[T::Acc], y: usize, stats: &mut [f64]| {
             vectorize(
@@ -160,8 +166,16 @@ impl CrossEntropyLoss {
                     let mut loss = rest * of_class(y) * (log - (row[y] - max));
                     if self.label_smoothing > 0.0 {
                         let distance = match weight {
-                            None => row_sum(row, |_, x| x - max),
-                            Some(w) => row_sum(row, |c, x| w[c] * (x - max)),
+                            None => row_sum(
+                                row,
+                                #[inline(always)]
+                                |_, x| x - max,
+                            ),
+                            Some(w) => row_sum(
+                                row,
+                                #[inline(always)]
+                                |c, x| w[c] * (x - max),
+                            ),
                         };
                         loss += smooth * (log * all_weights - distance);
                     }
@@ -293,7 +307,13 @@ impl CrossEntropyLossBackward {
         let weight = weight.as_deref();
         let smoothing = self.loss.label_smoothing;
         let (smooth, rest) = (T::Acc::of(smoothing / classes as f64), T::Acc::of(1.0 - smoothing));
-        let all_weights = weight.map_or(T::Acc::of(classes as f64), |w| row_sum(w, |_, v| v));
+        let all_weights = weight.map_or(T::Acc::of(classes as f64), |w| {
+            row_sum(
+                w,
+                #[inline(always)]
+                |_, v| v,
+            )
+        });
         let divisor = match self.loss.reduction {
             Reduction::Sum | Reduction::None => T::Acc::ONE,
             Reduction::Mean | Reduction::BatchMean => T::Acc::of(divisor.data::<f64>()[0]),
@@ -319,18 +339,32 @@ impl CrossEntropyLossBackward {
                 let factor = (hit + spread * if smoothing > 0.0 { all_weights } else { T::Acc::ZERO }) / sum;
                 // The target's own place is put last, from its old value: adding twice would round twice.
                 let old = out[y];
-                let of_class = |c: usize, w: T::Acc| (row[c] - max).exp() * factor - spread * w;
                 vectorize(
                     #[inline(always)]
                     || match weight {
-                        _ if smoothing == 0.0 => put_row(out, mode, |c| (row[c] - max).exp() * factor),
-                        None => put_row(out, mode, |c| of_class(c, T::Acc::ONE)),
-                        Some(w) => put_row(out, mode, |c| of_class(c, w[c])),
+                        _ if smoothing == 0.0 => put_row(
+                            out,
+                            mode,
+                            #[inline(always)]
+                            |c| (row[c] - max).exp() * factor,
+                        ),
+                        None => put_row(
+                            out,
+                            mode,
+                            #[inline(always)]
+                            |c| (row[c] - max).exp() * factor - spread,
+                        ),
+                        Some(w) => put_row(
+                            out,
+                            mode,
+                            #[inline(always)]
+                            |c| (row[c] - max).exp() * factor - spread * w[c],
+                        ),
                     },
                 );
                 out[y] = old;
                 let w = weight.map_or(T::Acc::ONE, |w| w[y]);
-                put_row(&mut out[y..=y], mode, |_| of_class(y, w) - hit);
+                put_row(&mut out[y..=y], mode, |_| (row[y] - max).exp() * factor - spread * w - hit);
             }
         });
         Ok(())

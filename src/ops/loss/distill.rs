@@ -63,10 +63,14 @@ impl DistillationLoss {
                 #[inline(always)]
                 || {
                     let ((a_max, a_sum), (b_max, b_sum)) = (softmax_stats(a, cool), softmax_stats(b, cool));
-                    let dot = row_sum(a, |c, a| {
-                        let b = b[c] * cool - b_max;
-                        b.exp() * (b - (a * cool - a_max))
-                    });
+                    let dot = row_sum(
+                        a,
+                        #[inline(always)]
+                        |c, a| {
+                            let b = b[c] * cool - b_max;
+                            b.exp() * (b - (a * cool - a_max))
+                        },
+                    );
                     stats.copy_from_slice(&[a_max, a_sum, b_max, b_sum].map(T::Acc::to_f64));
                     square * (dot / b_sum - (b_sum.ln() - a_sum.ln()))
                 },
@@ -161,9 +165,12 @@ impl DistillationLossBackward {
                 vectorize(
                     #[inline(always)]
                     || {
-                        put_row(out, mode, |c| {
-                            (a[c] * cool - a_max).exp() * of_a - (b[c] * cool - b_max).exp() * of_b
-                        })
+                        put_row(
+                            out,
+                            mode,
+                            #[inline(always)]
+                            |c| (a[c] * cool - a_max).exp() * of_a - (b[c] * cool - b_max).exp() * of_b,
+                        )
                     },
                 );
             }

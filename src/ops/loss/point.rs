@@ -88,9 +88,10 @@ fn check<K: PointKind>(op: &'static str, kind: &K, inputs: &[Meta]) -> Result<()
 }
 
 /// One operand in row-major order, whatever its layout.
-enum Operand<'a, T> {
+enum Operand<'a, T: Float> {
     Flat(&'a [T]),
-    Constant(T),
+    /// One value, as often as a block can ask for it.
+    Constant(Box<[T::Acc; BLOCK]>),
     Strided(&'a [T], Runs<1>),
 }
 
@@ -103,10 +104,14 @@ impl<'a, T: Float> Operand<'a, T> {
         let data = view.data::<T>();
         let constant = view.layout().strides.iter().all(|&s| s == 0);
         Ok(if constant {
-            Operand::Constant(data[0])
+            Operand::constant(data[0].to_acc())
         } else {
             Operand::Strided(data, Runs::new([view.layout()]))
         })
+    }
+
+    fn constant(value: T::Acc) -> Self {
+        Operand::Constant(Box::new([value; BLOCK]))
     }
 
     /// The extras that `has` says are there, from `views`; 1 for the others.
@@ -114,7 +119,7 @@ impl<'a, T: Float> Operand<'a, T> {
         let mut views = views.iter();
         let mut next = |has: bool| match if has { views.next() } else { None } {
             Some(view) => Operand::new(*view, shape),
-            None => Ok(Operand::Constant(T::from_acc(T::Acc::ONE))),
+            None => Ok(Operand::constant(T::Acc::ONE)),
         };
         Ok([next(has[0])?, next(has[1])?])
     }
@@ -130,14 +135,15 @@ impl<'a, T: Float> Operand<'a, T> {
                 let flat = &flat[range];
                 vectorize(
                     #[inline(always)]
-                    || buffer.iter_mut().zip(flat).for_each(|(b, v)| *b = v.to_acc()),
+                    || {
+                        for (b, v) in buffer.iter_mut().zip(flat) {
+                            *b = v.to_acc();
+                        }
+                    },
                 );
                 &buffer[..n]
             }
-            Operand::Constant(v) => {
-                buffer[..n].fill(v.to_acc());
-                &buffer[..n]
-            }
+            Operand::Constant(values) => &values[..n],
             Operand::Strided(data, runs) => {
                 let (len, stride) = (runs.len, runs.strides[0]);
                 runs.visit(range.start / len..range.end.div_ceil(len), |run, [at]| {
@@ -165,9 +171,8 @@ impl<K: PointKind> PointLoss<K> {
         let t = Operand::<T>::new(inputs[1], &shape)?;
         let [w, p] = Operand::<T>::extras(kind.extras(), &inputs[2..], &shape)?;
         // The losses of one block, and their sum.
-        let block = |range: Range<usize>, losses: &mut [T::Acc; BLOCK]| {
-            let mut buffers = [[T::Acc::ZERO; BLOCK]; 4];
-            let [bx, bt, bw, bp] = &mut buffers;
+        let block = |range: Range<usize>, buffers: &mut [[T::Acc; BLOCK]; 5]| {
+            let [losses, bx, bt, bw, bp] = buffers;
             let n = range.len();
             let (x, t) = (x.load(range.clone(), bx), t.load(range.clone(), bt));
             let (w, p) = (w.load(range.clone(), bw), p.load(range, bp));
@@ -175,7 +180,9 @@ impl<K: PointKind> PointLoss<K> {
                 #[inline(always)]
                 || {
                     let (x, t, w, p, losses) = (&x[..n], &t[..n], &w[..n], &p[..n], &mut losses[..n]);
-                    (0..n).for_each(|i| losses[i] = kind.value(x[i], t[i], w[i], p[i]));
+                    for i in 0..n {
+                        losses[i] = kind.value(x[i], t[i], w[i], p[i]);
+                    }
                     lane_sum(losses)
                 },
             )
@@ -184,18 +191,18 @@ impl<K: PointKind> PointLoss<K> {
         if self.reduction == Reduction::None {
             par::for_each_chunk_mut(out.slice::<T>(), GRAIN, |c, chunk| {
                 let first = c * GRAIN;
-                let mut losses = [T::Acc::ZERO; BLOCK];
+                let mut buffers = [[T::Acc::ZERO; BLOCK]; 5];
                 for range in blocks(first..first + chunk.len()) {
-                    block(range.clone(), &mut losses);
+                    block(range.clone(), &mut buffers);
                     let part = &mut chunk[range.start - first..range.end - first];
-                    part.iter_mut().zip(&losses).for_each(|(o, l)| *o = T::from_acc(*l));
+                    part.iter_mut().zip(&buffers[0]).for_each(|(o, l)| *o = T::from_acc(*l));
                 }
             });
             return Ok(());
         }
         let sums = par::map_chunks(n, GRAIN, |range| {
-            let mut losses = [T::Acc::ZERO; BLOCK];
-            blocks(range).map(|range| block(range, &mut losses).to_f64()).sum::<f64>()
+            let mut buffers = [[T::Acc::ZERO; BLOCK]; 5];
+            blocks(range).map(|range| block(range, &mut buffers).to_f64()).sum::<f64>()
         });
         let mean = sums.iter().sum::<f64>() / self.reduction.divisor(n, shape);
         out.slice::<T>()[0] = T::from_acc(T::Acc::of(mean));
@@ -300,12 +307,26 @@ impl<K: PointKind> PointLossBackward<K> {
                         || {
                             let (g, x, t, w, p, out) =
                                 (&g[..n], &x[..n], &t[..n], &w[..n], &p[..n], &mut out[..n]);
-                            for i in 0..n {
-                                let d = match by_target {
-                                    false => kind.dx(x[i], t[i], w[i], p[i]),
-                                    true => kind.dt(x[i], t[i], w[i], p[i]),
-                                } * (g[i] * scale);
-                                out[i] = T::from_acc(if add { out[i].to_acc() + d } else { d });
+                            // One loop each, so that none has a branch inside.
+                            match (by_target, add) {
+                                (false, false) => {
+                                    for i in 0..n {
+                                        let d = kind.dx(x[i], t[i], w[i], p[i]) * (g[i] * scale);
+                                        out[i] = T::from_acc(d);
+                                    }
+                                }
+                                (false, true) => {
+                                    for i in 0..n {
+                                        let d = kind.dx(x[i], t[i], w[i], p[i]) * (g[i] * scale);
+                                        out[i] = T::from_acc(out[i].to_acc() + d);
+                                    }
+                                }
+                                (true, add) => {
+                                    for i in 0..n {
+                                        let d = kind.dt(x[i], t[i], w[i], p[i]) * (g[i] * scale);
+                                        out[i] = T::from_acc(if add { out[i].to_acc() + d } else { d });
+                                    }
+                                }
                             }
                         },
                     );

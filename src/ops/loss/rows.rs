@@ -61,7 +61,11 @@ impl<'a, T: Float> Rows<'a, T> {
         if self.stride == 1 {
             vectorize(
                 #[inline(always)]
-                || buffer.iter_mut().zip(data).for_each(|(b, v)| *b = v.to_acc()),
+                || {
+                    for (b, v) in buffer.iter_mut().zip(data) {
+                        *b = v.to_acc();
+                    }
+                },
             );
         } else {
             buffer.iter_mut().enumerate().for_each(|(k, b)| *b = data[k * self.stride].to_acc());
@@ -70,17 +74,25 @@ impl<'a, T: Float> Rows<'a, T> {
     }
 }
 
+#[inline(always)]
+fn larger<A: Real>(a: A, b: A) -> A {
+    if b > a { b } else { a }
+}
+
 /// The largest element; −∞ for none. NaN is passed over: it comes back from the sum of exponentials.
 #[inline(always)]
 pub(super) fn row_max<A: Real>(row: &[A]) -> A {
-    let larger = |a: A, b: A| if b > a { b } else { a };
     let mut lanes = [A::NEG_INFINITY; 16];
     let chunks = row.chunks_exact(16);
     let tail = chunks.remainder();
     for chunk in chunks {
-        (0..16).for_each(|l| lanes[l] = larger(lanes[l], chunk[l]));
+        for l in 0..16 {
+            lanes[l] = larger(lanes[l], chunk[l]);
+        }
     }
-    tail.iter().zip(&mut lanes).for_each(|(v, lane)| *lane = larger(*lane, *v));
+    for (v, lane) in tail.iter().zip(&mut lanes) {
+        *lane = larger(*lane, *v);
+    }
     fold(lanes, larger)
 }
 
@@ -97,22 +109,39 @@ pub(super) fn row_sum<A: Real>(row: &[A], f: impl Fn(usize, A) -> A) -> A {
     for (l, v) in row[whole..].iter().enumerate() {
         lanes[l] += f(whole + l, *v);
     }
-    fold(lanes, |a, b| a + b)
+    fold(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 /// The largest element m of a row times `scale`, and `Σ exp(scale · x − m)`: what a softmax needs.
 #[inline(always)]
 pub(super) fn softmax_stats<A: Real>(row: &[A], scale: A) -> (A, A) {
     let max = row_max(row) * scale;
-    (max, row_sum(row, |_, x| (x * scale - max).exp()))
+    let sum = row_sum(
+        row,
+        #[inline(always)]
+        |_, x| (x * scale - max).exp(),
+    );
+    (max, sum)
 }
 
 /// Puts `f(i)` in every place of an output row, or adds it there. For inside `vectorize`.
 #[inline(always)]
 pub(super) fn put_row<T: Float>(out: &mut [T], mode: Mode, f: impl Fn(usize) -> T::Acc) {
     match mode {
-        Mode::Accumulate => out.iter_mut().enumerate().for_each(|(i, o)| *o = T::from_acc(o.to_acc() + f(i))),
-        _ => out.iter_mut().enumerate().for_each(|(i, o)| *o = T::from_acc(f(i))),
+        Mode::Accumulate => {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = T::from_acc(o.to_acc() + f(i));
+            }
+        }
+        _ => {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = T::from_acc(f(i));
+            }
+        }
     }
 }
 

@@ -73,14 +73,30 @@ impl SoftCrossEntropyLoss {
                     let (max, sum) = softmax_stats(x, T::Acc::ONE);
                     (stats[0], stats[1]) = (max.to_f64(), sum.to_f64());
                     let (mass, dot) = match weight.as_deref() {
-                        None => {
-                            let u = |c: usize| rest * t[c] + even;
-                            (row_sum(x, |c, _| u(c)), row_sum(x, |c, x| u(c) * (x - max)))
-                        }
-                        Some(w) => {
-                            let u = |c: usize| w[c] * (rest * t[c] + even);
-                            (row_sum(x, |c, _| u(c)), row_sum(x, |c, x| u(c) * (x - max)))
-                        }
+                        None => (
+                            row_sum(
+                                x,
+                                #[inline(always)]
+                                |c, _| rest * t[c] + even,
+                            ),
+                            row_sum(
+                                x,
+                                #[inline(always)]
+                                |c, x| (rest * t[c] + even) * (x - max),
+                            ),
+                        ),
+                        Some(w) => (
+                            row_sum(
+                                x,
+                                #[inline(always)]
+                                |c, _| w[c] * (rest * t[c] + even),
+                            ),
+                            row_sum(
+                                x,
+                                #[inline(always)]
+                                |c, x| w[c] * (rest * t[c] + even) * (x - max),
+                            ),
+                        ),
                     };
                     sum.ln() * mass - dot
                 },
@@ -195,7 +211,14 @@ impl SoftCrossEntropyLossBackward {
                         let log = sum.ln();
                         vectorize(
                             #[inline(always)]
-                            || put_row(out, mode, |c| g * rest * w[c] * (log - (x[c] - max))),
+                            || {
+                                put_row(
+                                    out,
+                                    mode,
+                                    #[inline(always)]
+                                    |c| g * rest * w[c] * (log - (x[c] - max)),
+                                )
+                            },
                         );
                         continue;
                     }
@@ -203,11 +226,18 @@ impl SoftCrossEntropyLossBackward {
                     vectorize(
                         #[inline(always)]
                         || {
-                            let mass = row_sum(t, |c, t| w[c] * (rest * t + even));
+                            let mass = row_sum(
+                                t,
+                                #[inline(always)]
+                                |c, t| w[c] * (rest * t + even),
+                            );
                             let factor = g * mass / sum;
-                            put_row(out, mode, |c| {
-                                (x[c] - max).exp() * factor - g * w[c] * (rest * t[c] + even)
-                            });
+                            put_row(
+                                out,
+                                mode,
+                                #[inline(always)]
+                                |c| (x[c] - max).exp() * factor - g * w[c] * (rest * t[c] + even),
+                            );
                         },
                     );
                 }

@@ -1,0 +1,127 @@
+//! `warpsmith info`: what a model folder or a safetensors file holds.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::output::{self, figures, thousands};
+use crate::data::Input;
+use crate::io::safetensors::{self, Header};
+use crate::train::checkpoint::{self, ModelFile};
+use crate::{Device, Error, Result};
+
+/// Show what a model folder or a .safetensors file holds, after checking that it is whole.
+#[derive(Args)]
+#[command(after_help = format!("\
+Examples:
+  warpsmith info runs/digits-mlp-256-128
+  warpsmith info runs/digits-mlp-256-128/model.safetensors --json
+
+{}", super::EXIT_CODES))]
+pub(super) struct InfoArgs {
+    /// A model folder, or a .safetensors file
+    #[arg(value_name = "DIR|FILE.safetensors")]
+    path: PathBuf,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: InfoArgs) -> Result<()> {
+    // A folder that a save left as DIR.old is found by opening it, so only a file is told apart here.
+    if args.path.is_file() {
+        return tensors(&args.path, args.json);
+    }
+    if args.path.extension().is_some_and(|e| e == "safetensors") {
+        let cause = std::io::ErrorKind::NotFound.into();
+        return Err(Error::io(&args.path, "open", cause));
+    }
+    model(&args.path, args.json)
+}
+
+fn tensors(file: &Path, as_json: bool) -> Result<()> {
+    // All of the file is read, so that a truncated one is found; the header alone would not tell.
+    let tensors = safetensors::read(file)?;
+    let header: &Header = tensors.header();
+    let values = |shape: &[usize]| shape.iter().product::<usize>();
+    let total: usize = header.entries().iter().map(|e| values(e.shape())).sum();
+    if as_json {
+        let entries: Vec<Value> = header
+            .entries()
+            .iter()
+            .map(|e| json!({ "name": e.name(), "dtype": e.dtype().name(), "shape": e.shape() }))
+            .collect();
+        return output::json_to_stdout(&json!({
+            "file": file.display().to_string(),
+            "parameters": total,
+            "bytes": header.data_bytes(),
+            "metadata": header.metadata(),
+            "tensors": entries,
+        }));
+    }
+    output::to_stdout(|o| {
+        let width = header.entries().iter().map(|e| e.name().len()).max().unwrap_or(0);
+        for entry in header.entries() {
+            writeln!(o, "{:width$}  {:5} {:?}", entry.name(), entry.dtype().name(), entry.shape())?;
+        }
+        for (key, value) in header.metadata() {
+            writeln!(o, "{key:width$}  {value:?}")?;
+        }
+        let count = header.entries().len();
+        let (total, bytes) = (thousands(total as u64), thousands(header.data_bytes() as u64));
+        writeln!(o, "{count} tensors, {total} values, {bytes} bytes")
+    })
+}
+
+fn model(dir: &Path, as_json: bool) -> Result<()> {
+    let (folder, file) = checkpoint::open(dir)?;
+    folder.verify()?;
+    let model = checkpoint::load_model(&folder, &file, Device::cpu())?;
+    let parameters = model.arena().numel()?;
+    let progress = checkpoint::read_progress(&folder)?;
+    if as_json {
+        let mut value = serde_json::to_value(&file)
+            .map_err(|e| Error::internal("model.toml cannot be written as JSON").caused_by(e))?;
+        value["model"] = dir.display().to_string().into();
+        value["parameters"] = parameters.into();
+        value["epochs"] = progress.epoch.into();
+        value["steps"] = progress.steps.into();
+        value["best_epoch"] = progress.best_epoch.into();
+        return output::json_to_stdout(&value);
+    }
+    output::to_stdout(|o| {
+        let ModelFile { architecture, training, preparation, .. } = &file;
+        let note = if folder.is_fallback() { " (the folder itself is not whole)" } else { "" };
+        writeln!(o, "model      {}{note}", folder.path().display())?;
+        writeln!(o, "written by warpsmith {}, format {}", file.warpsmith, file.format)?;
+        let mlp = &architecture.mlp;
+        let activation =
+            mlp.activation.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+        let (inputs, outputs) = (architecture.inputs, architecture.outputs);
+        write!(o, "network    {mlp} ({activation}), {inputs} inputs, {outputs} outputs")?;
+        writeln!(o, ", {} parameters", thousands(parameters as u64))?;
+        let target = preparation.target();
+        writeln!(o, "task       {} of '{}'", architecture.task, target.name())?;
+        if !target.classes().is_empty() {
+            writeln!(o, "classes    {}", target.classes().join(", "))?;
+        }
+        let texts = preparation.inputs().iter().filter(|i| matches!(i, Input::Category { .. })).count();
+        let numbers = preparation.inputs().len() - texts;
+        writeln!(o, "columns    {numbers} of numbers, {texts} of texts")?;
+        for (key, value) in &file.source {
+            writeln!(o, "{key:10} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
+        }
+        let optimizer =
+            training.optimizer.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+        write!(o, "training   {optimizer}, lr {}, {}", training.lr, training.schedule)?;
+        writeln!(o, ", batch {}, seed {}", training.batch, training.seed)?;
+        let (done, of, kept) = (progress.epoch, training.epochs, progress.best_epoch);
+        writeln!(o, "epochs     {done} of {of} (kept: {kept}), {} steps", thousands(progress.steps))?;
+        writeln!(o, "metrics    {}", figures(&file.metrics))?;
+        writeln!(o, "files      all {} whole", folder.names().len())
+    })
+}

@@ -1,0 +1,395 @@
+//! The settings of a training run: from flags, from a `--config` file with the same keys, from defaults, in this order.
+//!
+//! Flags and file are one struct, so they cannot drift apart. A value that is wrong by itself is a usage error on the
+//! command line and a data error, with the line, in a file.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use toml::de::DeTable;
+
+use super::input::Source;
+use crate::data::{SplitOptions, Task};
+use crate::train::{Hidden, Mlp, OptimizerKind, ScheduleSpec, TrainConfig};
+use crate::{Device, Error, ErrorKind, Result};
+
+/// A task, or the one that fits the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TaskChoice {
+    /// A text target or at most 20 distinct integers: classes; else regression
+    Auto,
+    /// Two classes, one logit
+    Binary,
+    /// One of several classes
+    Multiclass,
+    /// A number
+    Regression,
+}
+
+impl TaskChoice {
+    /// The task; nothing for auto.
+    pub(super) fn task(self) -> Option<Task> {
+        match self {
+            TaskChoice::Auto => None,
+            TaskChoice::Binary => Some(Task::Binary),
+            TaskChoice::Multiclass => Some(Task::Multiclass),
+            TaskChoice::Regression => Some(Task::Regression),
+        }
+    }
+}
+
+/// What one layer (flags or file) says; nothing where it does not say.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Settings {
+    /// What to learn from: digits (built in), a CSV file (.gz too), or a matrix and its targets
+    #[arg(long, value_name = "digits|F.csv|X.npy,Y.npy", help_heading = "Data")]
+    pub(super) data: Option<String>,
+    /// The column to learn [default: the last one]
+    #[arg(long, value_name = "COLUMN", help_heading = "Data")]
+    pub(super) target: Option<String>,
+    /// What is learnt [default: auto]
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub(super) task: Option<TaskChoice>,
+    /// A test table of its own; no test part is cut from --data then
+    #[arg(long, value_name = "F", help_heading = "Data")]
+    pub(super) test_data: Option<String>,
+    /// The share of the rows that is set aside to test the finished model [default: 0.2]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Data")]
+    pub(super) test_split: Option<f64>,
+    /// The share of the other rows that picks the best epoch and stops early [default: 0.1]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Data")]
+    pub(super) val_split: Option<f64>,
+    /// Use only the first N rows
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Data")]
+    pub(super) limit: Option<usize>,
+
+    /// The hidden layers' widths, or a file with `hidden`, `activation`, `dropout` [default: mlp:256,128]
+    #[arg(long, value_name = "mlp:W,W,…|F.toml", help_heading = "Model")]
+    pub(super) model: Option<String>,
+    /// The activation behind each hidden layer [default: relu]
+    #[arg(long, value_enum, help_heading = "Model")]
+    pub(super) activation: Option<Hidden>,
+    /// The probability with which training drops a hidden value [default: 0]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
+    pub(super) dropout: Option<f64>,
+
+    /// [default: adam]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub(super) optimizer: Option<OptimizerKind>,
+    /// Learning rate [default: 0.001; sgd: 0.01]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) lr: Option<f64>,
+    /// Weight decay [default: 0; adamw: 0.01]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) weight_decay: Option<f64>,
+    /// Momentum, of sgd and rmsprop [default: sgd 0.9, rmsprop 0]
+    #[arg(long, value_name = "M", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) momentum: Option<f64>,
+    /// constant, linear[:END_FACTOR], cosine[:MIN_LR], step:EPOCHS[,GAMMA], exponential[:GAMMA], one-cycle or
+    /// plateau[:FACTOR[,PATIENCE]] [default: constant]
+    #[arg(long, help_heading = "Training")]
+    pub(super) schedule: Option<ScheduleSpec>,
+    /// Epochs (or a fraction of one) over which the rate rises from 0 [default: 0]
+    #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) warmup: Option<f64>,
+    /// The epochs that the schedule is laid out for, where more may follow [default: --epochs]
+    #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) horizon: Option<u64>,
+    /// The largest global norm of the gradients [default: none]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) clip: Option<f64>,
+    /// The most epochs, in total [default: 100]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) epochs: Option<u64>,
+    /// Rows a step [default: 32, fewer if the training part is smaller]
+    #[arg(long, value_name = "ROWS", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) batch: Option<usize>,
+    /// Decides all random choices: the split, the initial weights, the order of the rows [default: 42]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) seed: Option<u64>,
+    /// Stop after this many epochs without a better validation loss; 0: never [default: 10]
+    #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) patience: Option<u64>,
+
+    /// auto, cpu or cuda[:N] [default: auto]
+    #[arg(long, help_heading = "Run")]
+    pub(super) device: Option<String>,
+    /// CPU threads; the result does not depend on it [default: all cores]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
+    pub(super) threads: Option<usize>,
+    /// The model folder to write [default: runs/<data>-<model>]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    pub(super) out: Option<PathBuf>,
+    /// Go on with the run in DIR, to --epochs in total; all other settings are the folder's
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    pub(super) resume: Option<PathBuf>,
+    /// Print the result as one JSON object
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) json: bool,
+    /// No progress and no notes
+    #[arg(long, short, help_heading = "Run")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) quiet: bool,
+}
+
+impl Settings {
+    /// `flags` over the file `config`, each checked.
+    pub(super) fn layered(flags: Settings, config: Option<&Path>) -> Result<Settings> {
+        flags.check()?;
+        let mut table = match config {
+            Some(file) => read_config(file)?,
+            None => toml::Table::new(),
+        };
+        table.extend(flags.to_table()?);
+        let settings = Settings::from_table(table).map_err(|e| Error::internal(e.message()))?;
+        settings.check_together()?;
+        Ok(settings)
+    }
+
+    pub(super) fn to_table(&self) -> Result<toml::Table> {
+        // Numbers beyond TOML's were refused by `check`.
+        toml::Table::try_from(self)
+            .map_err(|e| Error::internal("settings cannot be written as TOML").caused_by(e))
+    }
+
+    pub(super) fn from_table(table: toml::Table) -> Result<Settings, toml::de::Error> {
+        table.try_into()
+    }
+
+    /// Refuses values that are wrong by themselves. Opens no file but a model description.
+    pub(super) fn check(&self) -> Result<()> {
+        self.train_config().check()?;
+        if let Some(dropout) = self.dropout {
+            Mlp { dropout, ..Mlp::default() }.check()?;
+        }
+        for (flag, share) in [("--test-split", self.test_split), ("--val-split", self.val_split)] {
+            if let Some(share) = share.filter(|share| !(0.0..1.0).contains(share)) {
+                return Err(Error::argument(format!(
+                    "{flag} {share}: expected a share of at least 0 and below 1"
+                )));
+            }
+        }
+        for (flag, count) in [("--limit", self.limit), ("--threads", self.threads)] {
+            if count == Some(0) {
+                return Err(Error::argument(format!("{flag} 0: expected at least 1")));
+            }
+            if count.is_some_and(|n| i64::try_from(n).is_err()) {
+                return Err(Error::argument(format!("{flag}: the number is too large")));
+            }
+        }
+        for (flag, text) in [("--data", &self.data), ("--test-data", &self.test_data)] {
+            if let Some(text) = text {
+                Source::parse(text).map_err(|e| e.context(flag))?;
+            }
+        }
+        if let Some(model) = &self.model
+            && let Some(mlp) = self.named_mlp(model)?
+        {
+            mlp.check()?;
+        }
+        match self.device.as_deref().map(str::parse::<Device>) {
+            // Whether there is such a device is no matter of spelling: found out when it is opened.
+            Some(Err(e)) if e.kind() == ErrorKind::Argument => Err(e.context("--device")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses settings that contradict each other.
+    fn check_together(&self) -> Result<()> {
+        let optimizer = self.optimizer.unwrap_or_default();
+        if self.momentum.is_some()
+            && self.resume.is_none()
+            && matches!(optimizer, OptimizerKind::Adam | OptimizerKind::AdamW)
+        {
+            return Err(Error::argument("--momentum is for sgd and rmsprop; adam and adamw have none")
+                .with_help("add --optimizer sgd, or leave --momentum out"));
+        }
+        if self.test_data.is_some() && self.test_split.is_some_and(|share| share > 0.0) {
+            return Err(Error::argument("--test-data and --test-split contradict each other")
+                .with_help("the test part is either a table of its own or cut from --data"));
+        }
+        Ok(())
+    }
+
+    /// The settings of training, defaults where none were given.
+    pub(super) fn train_config(&self) -> TrainConfig {
+        let default = TrainConfig::default();
+        let optimizer = self.optimizer.unwrap_or(default.optimizer);
+        let epochs = self.epochs.unwrap_or(default.epochs);
+        TrainConfig {
+            optimizer,
+            lr: self.lr.unwrap_or_else(|| optimizer.default_lr()),
+            weight_decay: self.weight_decay.unwrap_or_else(|| optimizer.default_weight_decay()),
+            momentum: self.momentum.unwrap_or_else(|| optimizer.default_momentum()),
+            schedule: self.schedule.unwrap_or(default.schedule),
+            warmup: self.warmup.unwrap_or(default.warmup),
+            horizon: self.horizon.unwrap_or(epochs),
+            horizon_given: self.horizon.is_some(),
+            clip: self.clip.or(default.clip),
+            epochs,
+            batch: self.batch.unwrap_or(default.batch),
+            seed: self.seed.unwrap_or(default.seed),
+            patience: self.patience.unwrap_or(default.patience),
+        }
+    }
+
+    /// How rows are divided, defaults where nothing was given.
+    pub(super) fn split(&self) -> SplitOptions {
+        let default = SplitOptions::default();
+        SplitOptions {
+            seed: self.train_config().seed,
+            test: self.test_split.unwrap_or(default.test),
+            validation: self.val_split.unwrap_or(default.validation),
+        }
+    }
+
+    /// The network between inputs and outputs, defaults where nothing was given.
+    ///
+    /// # Errors
+    /// Kind `Argument`: `--model` is neither `mlp:…` nor a TOML file that exists; kind `Data`: the file is bad.
+    pub(super) fn mlp(&self) -> Result<Mlp> {
+        let mut mlp = match &self.model {
+            None => Mlp::default(),
+            Some(text) => match self.named_mlp(text)? {
+                Some(mlp) => mlp,
+                None => read_mlp(Path::new(text))?,
+            },
+        };
+        mlp.activation = self.activation.unwrap_or(mlp.activation);
+        mlp.dropout = self.dropout.unwrap_or(mlp.dropout);
+        Ok(mlp)
+    }
+
+    /// The network that `text` spells out; nothing where it is the name of a file.
+    fn named_mlp(&self, text: &str) -> Result<Option<Mlp>> {
+        if text.starts_with("mlp:") {
+            return text.parse().map(Some).map_err(|e: Error| e.context("--model"));
+        }
+        if text.ends_with(".toml") && Path::new(text).is_file() {
+            return Ok(None);
+        }
+        let what = if text.ends_with(".toml") {
+            "there is no such file"
+        } else {
+            "neither mlp:… nor a .toml file"
+        };
+        Err(Error::argument(format!("--model {text}: {what}")).with_help(
+            "give the widths of the hidden layers as in mlp:256,128 (mlp: alone for none), or a TOML file",
+        ))
+    }
+}
+
+/// Reads a file of the keys that the flags have, and checks each value by itself so that an error can name its line.
+fn read_config(file: &Path) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the settings", e))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| toml_error(file, &text, &e))?;
+    let spans = DeTable::parse(&text).map_err(|e| toml_error(file, &text, &e))?;
+    let line = |key: &str| {
+        let key = spans.get_ref().keys().find(|k| k.get_ref() == key);
+        key.map(|k| line_of(&text, k.span().start))
+    };
+    for (key, value) in &table {
+        let one = toml::Table::from_iter([(key.clone(), value.clone())]);
+        let fault = match Settings::from_table(one) {
+            Err(e) => Some(e.message().replace("unknown field", "unknown key")),
+            Ok(settings) => settings.check().err().map(|e| e.message().to_owned()),
+        };
+        if let Some(fault) = fault {
+            return Err(Error::data(file, fault).at(file, line(key), Some(format!("'{key}'"))));
+        }
+    }
+    Ok(table)
+}
+
+fn read_mlp(file: &Path) -> Result<Mlp> {
+    let text =
+        std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the model's description", e))?;
+    let mlp: Mlp = toml::from_str(&text).map_err(|e| {
+        toml_error(file, &text, &e)
+            .with_help("expected hidden = [256, 128], and if wanted activation and dropout")
+    })?;
+    mlp.check().map_err(|e| Error::data(file, e.message()))?;
+    Ok(mlp)
+}
+
+fn toml_error(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map(|span| line_of(text, span.start));
+    Error::data(file, error.message().trim_end()).at(file, line, None::<String>)
+}
+
+/// The line, from 1, of the byte at `offset`.
+fn line_of(text: &str, offset: usize) -> u64 {
+    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(text: &str) -> Settings {
+        Settings::from_table(toml::from_str(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn flags_come_before_the_file_and_the_file_before_defaults() {
+        let file = std::env::temp_dir().join(format!("warpsmith-settings-{}.toml", std::process::id()));
+        std::fs::write(&file, "lr = 1\nepochs = 7\nquiet = true\n").unwrap();
+        let settings = Settings::layered(given("epochs = 3"), Some(&file)).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let config = settings.train_config();
+        assert_eq!((config.lr, config.epochs, config.batch), (1.0, 3, TrainConfig::default().batch));
+        assert_eq!((config.horizon, config.horizon_given, settings.quiet), (3, false, true));
+    }
+
+    #[test]
+    fn settings_come_back_from_a_table() {
+        let settings = given(
+            "data = 'a.csv'\nschedule = 'step:3,0.5'\noptimizer = 'rmsprop'\ntask = 'auto'\nval-split = 0",
+        );
+        assert_eq!(Settings::from_table(settings.to_table().unwrap()).unwrap(), settings);
+    }
+
+    #[test]
+    fn defaults_follow_the_optimizer() {
+        let sgd = given("optimizer = 'sgd'").train_config();
+        assert_eq!((sgd.lr, sgd.momentum, sgd.weight_decay), (0.01, 0.9, 0.0));
+        assert_eq!(given("optimizer = 'adamw'").train_config().weight_decay, 0.01);
+    }
+
+    #[test]
+    fn bad_values_are_usage_errors() {
+        for text in [
+            "lr = 0.0",
+            "lr = -1.0",
+            "lr = nan",
+            "batch = 0",
+            "epochs = 0",
+            "model = 'mlp:0'",
+            "model = 'resnet'",
+            "model = 'absent.toml'",
+            "dropout = 1.0",
+            "test-split = 1.0",
+            "val-split = -0.1",
+            "limit = 0",
+            "threads = 0",
+            "device = 'tpu'",
+            "clip = 0.0",
+            "momentum = 1.0",
+            "data = ''",
+            "warmup = -1.0",
+            "horizon = 0",
+        ] {
+            let error = given(text).check().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Argument, "{text}: {error}");
+        }
+        for text in ["momentum = 0.5", "test-data = 'a.csv'\ntest-split = 0.2"] {
+            assert_eq!(given(text).check_together().unwrap_err().kind(), ErrorKind::Argument, "{text}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! `warpsmith train`: settings and data to a [`Trainer`], its report to the user.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::input::Source;
+use super::interrupt;
+use super::output::{self, Log, figures, thousands};
+use super::progress::Progress;
+use super::resume;
+use super::settings::Settings;
+use crate::data::{Dataset, DatasetOptions, Schema, TargetUse, batch_size};
+use crate::io::folder;
+use crate::train::{Report, TrainConfig, Trainer};
+use crate::{Device, Result};
+
+/// Train a model on a table, evaluate it and save it.
+///
+/// Without arguments this trains on the built-in handwritten digits. The rows are divided into three parts: one to train
+/// on, a validation part that picks the best epoch and stops early, and a test part that is read once, at the end. A model
+/// is a folder; Ctrl-C saves one that --resume goes on with, to the very same result. The same seed gives the same model,
+/// bit for bit, whatever the number of threads.
+#[derive(Args)]
+#[command(after_help = format!("{EXAMPLES}{}", super::EXIT_CODES))]
+pub(super) struct TrainArgs {
+    /// Read settings from a TOML file with these same keys, such as `lr = 0.01`; flags come first
+    #[arg(long, value_name = "F.toml", help_heading = "Run")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  warpsmith train
+  warpsmith train --data wine.csv --target cultivar --out runs/wine
+  warpsmith train --data houses.csv --target price --model mlp:64,32 --dropout 0.1 --epochs 200
+  warpsmith train --data X.npy,Y.npy --optimizer sgd --schedule cosine --warmup 1 --json
+  warpsmith train --resume runs/wine --epochs 300
+
+";
+
+/// A run that is ready to start.
+pub(super) struct Run {
+    pub(super) trainer: Trainer,
+    pub(super) out: PathBuf,
+    pub(super) config: TrainConfig,
+    /// What is trained, in words.
+    pub(super) title: String,
+}
+
+/// Runs the command; `start` is when the process began.
+pub(super) fn run(args: TrainArgs, start: Instant) -> Result<()> {
+    let settings = Settings::layered(args.settings, args.config.as_deref())?;
+    let log = Log { quiet: settings.quiet };
+    let device = super::open_device(settings.device.as_deref(), &log)?;
+    let stop = interrupt::flag_on_interrupt(log)?;
+    super::with_threads(settings.threads, || {
+        let run = match &settings.resume {
+            None => fresh(&settings, device, log)?,
+            Some(dir) => resume::prepare(&settings, dir, device, log)?,
+        };
+        train(run, &settings, device, log, stop, start)
+    })
+}
+
+/// Prepares a new run. Everything that can be wrong is found here, before training.
+fn fresh(settings: &Settings, device: Device, log: Log) -> Result<Run> {
+    let mlp = settings.mlp()?;
+    let source = settings.data.as_deref().map_or(Ok(Source::Digits), Source::parse)?;
+    let model_name = settings.model.clone().unwrap_or_else(|| mlp.to_string());
+    let out = settings.out.clone().unwrap_or_else(|| default_out(&source, &model_name));
+    folder::check_writable(&out)?;
+    let data = build(settings, &source, log)?;
+    let mut config = settings.train_config();
+    config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;
+    let title = title(&source, &mlp, &data);
+    let record = record(settings, &source, &data)?;
+    let trainer = Trainer::new(data, mlp, config.clone(), record, device, &out)?;
+    Ok(Run { trainer, out, config, title })
+}
+
+fn title(source: &Source, mlp: &crate::train::Mlp, data: &Dataset) -> String {
+    let rows = thousands(data.train.rows() as u64);
+    let classes = match data.preparation.target().classes() {
+        [] => String::new(),
+        classes => format!(" with {} classes", classes.len()),
+    };
+    format!(
+        "{mlp} on {}: {}{classes}, {rows} rows of {} inputs ({} to validate, {} to test)",
+        source.stem(),
+        data.task,
+        data.preparation.width(),
+        data.validation.rows(),
+        data.test.rows()
+    )
+}
+
+/// Reads, divides and prepares the data that `settings` name.
+pub(super) fn build(settings: &Settings, source: &Source, log: Log) -> Result<Dataset> {
+    let table = source.read(settings.limit)?;
+    let target = match settings.target.as_deref().or(source.default_target()) {
+        Some(name) => table.index_of(name)?,
+        None => table.names().len() - 1,
+    };
+    let test = match &settings.test_data {
+        None => None,
+        Some(text) => {
+            let schema = Schema::of(&table, Some(target));
+            let matched = Source::parse(text)?.read_as(&schema, TargetUse::Needed)?;
+            matched.note.iter().for_each(|note| log.note(note));
+            Some(matched.table)
+        }
+    };
+    let options = DatasetOptions {
+        target: Some(table.names()[target].clone()),
+        task: settings.task.and_then(|task| task.task()),
+        limit: settings.limit,
+        split: settings.split(),
+        ..DatasetOptions::default()
+    };
+    let data = Dataset::build(&table, test.as_ref(), &options)?;
+    data.notes.iter().for_each(|note| log.note(note));
+    Ok(data)
+}
+
+/// What resuming needs to know of the data, for the model's file: keys of [`Settings`], defaults filled in.
+fn record(settings: &Settings, source: &Source, data: &Dataset) -> Result<toml::Table> {
+    let split = settings.split();
+    Settings {
+        data: Some(settings.data.clone().unwrap_or_else(|| source.stem())),
+        target: Some(data.preparation.target().name().to_owned()),
+        task: Some(match data.task {
+            crate::data::Task::Binary => super::settings::TaskChoice::Binary,
+            crate::data::Task::Multiclass => super::settings::TaskChoice::Multiclass,
+            crate::data::Task::Regression => super::settings::TaskChoice::Regression,
+        }),
+        test_data: settings.test_data.clone(),
+        test_split: settings.test_data.is_none().then_some(split.test),
+        val_split: Some(split.validation),
+        limit: settings.limit,
+        ..Settings::default()
+    }
+    .to_table()
+}
+
+/// `runs/<data>-<model>`: the data's name without folder and ending, `mlp-256-128` or the description's name. Characters
+/// other than letters, digits, `.`, `_` and `-` become `_`.
+fn default_out(source: &Source, model: &str) -> PathBuf {
+    let model = match model.strip_suffix(".toml") {
+        Some(file) => Path::new(file).file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        None => model.trim_end_matches(':').replace([':', ','], "-").replace(' ', ""),
+    };
+    let name: String = format!("{}-{model}", source.stem())
+        .chars()
+        .map(|c| if c.is_alphanumeric() || "._-".contains(c) { c } else { '_' })
+        .collect();
+    Path::new("runs").join(name.trim_start_matches('.'))
+}
+
+fn train(
+    run: Run,
+    settings: &Settings,
+    device: Device,
+    log: Log,
+    stop: &AtomicBool,
+    start: Instant,
+) -> Result<()> {
+    let Run { mut trainer, out, config, title } = run;
+    log.note(&format!("training {title}"));
+    let parameters = trainer.model().arena().numel()?;
+    let mut progress = Progress::new(log, config.epochs, trainer.progress().epoch);
+    let before = start.elapsed().as_secs_f64();
+    let outcome = trainer.run(&mut progress, stop);
+    progress.clear();
+    let report = outcome?;
+    if settings.json {
+        return output::json_to_stdout(&as_json(&report, &out, device, config.seed, before));
+    }
+    output::to_stdout(|o| {
+        writeln!(o, "trained    {title}")?;
+        writeln!(o, "model      {} ({} parameters)", out.display(), thousands(parameters as u64))?;
+        let rate = report.samples as f64 / report.seconds;
+        let best = report.best_epoch;
+        write!(o, "epochs     {} (kept: {best}), {} steps", report.epochs, thousands(report.steps))?;
+        writeln!(o, ", {:.2} s, {} rows/s", report.seconds, thousands(rate as u64))?;
+        write!(o, "loss       train {:.4}", report.train_loss)?;
+        report.val_loss.map_or(Ok(()), |loss| write!(o, "  validation {loss:.4}"))?;
+        report.test_loss.map_or(Ok(()), |loss| write!(o, "  test {loss:.4}"))?;
+        writeln!(o)?;
+        let part = if report.test_loss.is_some() { "test" } else { "(no test)" };
+        writeln!(o, "{part:10} {}", figures(&report.metrics))
+    })
+}
+
+/// The result as JSON. Figures that are not finite or not there are null.
+fn as_json(report: &Report, out: &Path, device: Device, seed: u64, before: f64) -> Value {
+    json!({
+        "model": out.display().to_string(),
+        "parameters": report.parameters,
+        "epochs": report.epochs,
+        "steps": report.steps,
+        "seconds": report.seconds,
+        "first_step_seconds": report.first_step_seconds.map(|seconds| before + seconds),
+        "samples_per_second": report.samples as f64 / report.seconds,
+        "peak_memory_bytes": peak_memory(),
+        "device": device.to_string(),
+        "seed": seed,
+        "train_loss": report.train_loss,
+        "val_loss": report.val_loss,
+        "best_epoch": report.best_epoch,
+        "test_loss": report.test_loss,
+        "metrics": report.metrics,
+    })
+}
+
+/// The most memory that this process has had resident, where the system says so (Linux).
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_folder_is_named_after_data_and_model() {
+        let out =
+            |data: &str, model: &str| default_out(&Source::parse(data).unwrap(), model).display().to_string();
+        assert_eq!(out("digits", "mlp:256,128"), "runs/digits-mlp-256-128");
+        assert_eq!(out("a/my data.csv.gz", "mlp:"), "runs/my_data-mlp");
+        assert_eq!(out("a/X.npy,b/Y.npy", "nets/small.toml"), "runs/X-small");
+    }
+}

@@ -1,0 +1,265 @@
+//! Running an op: devices, guards, modes, recording, and delivering gradients.
+//!
+//! The public functions are generic over the op; what they do is compiled once, over [`AnyOp`].
+
+#![forbid(unsafe_code)]
+
+use super::{Op, Plan};
+use crate::cpu::pool::Block;
+use crate::tensor::node::{Backward, Function, numerics_checked, record};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
+use crate::{Device, Error, Result};
+
+/// An [`Op`] without its type.
+trait AnyOp: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn accumulates(&self) -> bool;
+    fn statistics(&self) -> usize;
+    fn saves(&self, needs: &[bool]) -> Saves;
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan>;
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()>;
+    /// The op for a node.
+    fn backward(&self) -> Box<dyn Backward>;
+}
+
+impl<O: Op> AnyOp for O {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn accumulates(&self) -> bool {
+        O::ACCUMULATES
+    }
+
+    fn statistics(&self) -> usize {
+        O::STATISTICS
+    }
+
+    fn saves(&self, needs: &[bool]) -> Saves {
+        Op::saves(self, needs)
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        Op::infer(self, inputs).map_err(|e| e.with_op(O::NAME))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
+        Op::cpu(self, inputs, outputs, scratch).map_err(|e| e.with_op(O::NAME))
+    }
+
+    fn backward(&self) -> Box<dyn Backward> {
+        Box::new(Recorded(*self))
+    }
+}
+
+/// The op on a node.
+struct Recorded<O>(O);
+
+impl<O: Op> Backward for Recorded<O> {
+    fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
+        self.0.backward(cx, dys)
+    }
+}
+
+/// The device that all inputs share.
+fn common_device(op: &'static str, inputs: &[&Tensor]) -> Result<Device> {
+    let device = inputs.first().map_or(Device::Cpu, |t| t.device());
+    match inputs.iter().find(|t| t.device() != device) {
+        Some(other) => {
+            let message = format!("inputs on {device} and {}", other.device());
+            Err(Error::new(crate::ErrorKind::Device, message).with_op(op))
+        }
+        None => Ok(device),
+    }
+}
+
+/// Runs the body of `op` with guards on the inputs; `outs` are over memory that the caller holds.
+fn body(
+    op: &dyn AnyOp,
+    device: Device,
+    inputs: &[&Tensor],
+    outs: &mut [Out<'_>],
+    scratch: usize,
+) -> Result<()> {
+    let guards =
+        inputs.iter().map(|t| t.read()).collect::<Result<Vec<_>>>().map_err(|e| e.with_op(op.name()))?;
+    let views: Vec<View<'_>> = inputs.iter().zip(&guards).map(|(t, g)| View::new(t, g)).collect();
+    let mut scratch = Block::new(scratch)?;
+    match device {
+        Device::Cpu => op.cpu(&views, outs, scratch.as_mut()),
+    }
+}
+
+fn infer(op: &dyn AnyOp, inputs: &[&Tensor]) -> Result<(Device, Plan)> {
+    let device = common_device(op.name(), inputs)?;
+    let metas: Vec<Meta> = inputs.iter().map(|t| t.meta()).collect();
+    Ok((device, op.infer(&metas)?))
+}
+
+/// Runs `op` into fresh tensors and records it.
+#[track_caller]
+pub fn run<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    run_any(&op, inputs)
+}
+
+#[track_caller]
+fn run_any(op: &dyn AnyOp, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let (device, plan) = infer(op, inputs)?;
+    let mut blocks = plan.outputs.iter().map(|m| Block::new(m.bytes())).collect::<Result<Vec<_>>>()?;
+    let mut outs: Vec<Out<'_>> = blocks
+        .iter_mut()
+        .zip(&plan.outputs)
+        .map(|(b, m)| Out::new(b.as_mut(), m.shape, m.dtype, Mode::Write))
+        .collect();
+    body(op, device, inputs, &mut outs, plan.scratch)?;
+    let outputs: Vec<Tensor> =
+        blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
+    if numerics_checked() {
+        check_finite(op.name(), &outputs)?;
+    }
+    let function = &|| Function::Op(op.backward());
+    let mut outputs = record(op.name(), inputs, outputs, &|needs| op.saves(needs), function);
+    outputs.iter_mut().rev().take(op.statistics()).for_each(|t| *t = t.detach());
+    Ok(outputs)
+}
+
+/// An error that names `op` if one of its outputs holds a NaN or an infinity.
+fn check_finite(op: &'static str, outputs: &[Tensor]) -> Result<()> {
+    for output in outputs.iter().filter(|t| t.dtype().is_float()) {
+        let values = output.to_f64_vec()?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let message = format!("element {at} of a result of shape {} is {}", output.shape(), values[at]);
+            return Err(Error::new(crate::ErrorKind::Diverged, message).with_op(op));
+        }
+    }
+    Ok(())
+}
+
+/// Runs an op of one output into a fresh tensor and records it.
+#[track_caller]
+pub fn run1<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {
+    Ok(run(op, inputs)?.swap_remove(0))
+}
+
+/// Runs `op` into memory that exists: contiguous tensors of the shapes and dtypes that `infer` gives, each with its mode
+/// ([`Mode::Skip`]: that output is not computed). Bumps the version of what it writes. Not recorded: an error if an input
+/// or output carries a gradient while recording is on.
+#[track_caller]
+pub fn run_into<O: Op>(op: O, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)]) -> Result<()> {
+    run_into_any(&op, inputs, outputs)
+}
+
+#[track_caller]
+fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)]) -> Result<()> {
+    if crate::tensor::grad_enabled()
+        && inputs.iter().chain(outputs.iter().map(|o| &o.0)).any(|t| t.requires_grad())
+    {
+        let error =
+            Error::unsupported(op.name(), "writing into existing memory is not recorded for gradients");
+        return Err(error.with_help("use the form that returns a tensor, or wrap the call in no_grad"));
+    }
+    let (device, plan) = infer(op, inputs)?;
+    if outputs.len() != plan.outputs.len() {
+        return Err(Error::shape(
+            op.name(),
+            format!("{} outputs given, {} needed", outputs.len(), plan.outputs.len()),
+        ));
+    }
+    for ((out, mode), want) in outputs.iter().zip(&plan.outputs) {
+        if *mode != Mode::Skip && (out.meta() != *want || !out.is_contiguous()) {
+            let how = if out.is_contiguous() { "" } else { "non-contiguous " };
+            return Err(Error::shape(
+                op.name(),
+                format!("output is {how}{} but must be contiguous {want}", out.meta()),
+            ));
+        }
+    }
+    if !op.accumulates() && outputs.iter().any(|o| o.1 == Mode::Accumulate) {
+        let temporaries = plan.outputs.iter().map(|m| Tensor::empty(*m)).collect::<Result<Vec<_>>>()?;
+        let write =
+            |(t, o): (_, &(&Tensor, Mode))| (t, if o.1 == Mode::Accumulate { Mode::Write } else { o.1 });
+        let targets: Vec<(&Tensor, Mode)> = temporaries.iter().zip(outputs).map(write).collect();
+        run_into_any(op, inputs, &targets)?;
+        for (temporary, (out, mode)) in temporaries.iter().zip(outputs) {
+            match mode {
+                Mode::Accumulate => accumulate(out, temporary)?,
+                Mode::Write => copy_into(out, temporary)?,
+                Mode::Skip => {}
+                Mode::Update => {
+                    return Err(Error::internal("an op that updates in place must accumulate itself"));
+                }
+            }
+        }
+        return Ok(());
+    }
+    let mut guards = outputs
+        .iter()
+        .map(|(t, mode)| if *mode == Mode::Skip { Ok(None) } else { t.write(op.name()).map(Some) })
+        .collect::<Result<Vec<_>>>()?;
+    let mut outs: Vec<Out<'_>> = Vec::with_capacity(outputs.len());
+    for ((guard, (tensor, mode)), want) in guards.iter_mut().zip(outputs).zip(&plan.outputs) {
+        outs.push(match guard {
+            Some(guard) => Out::of(tensor, guard, *mode),
+            None => Out::new(&mut [], want.shape, want.dtype, Mode::Skip),
+        });
+    }
+    body(op, device, inputs, &mut outs, plan.scratch)
+}
+
+impl BackwardCx<'_> {
+    /// Runs `op` and delivers its outputs as the gradients of this node's inputs: output `k` goes to input `targets[k]`.
+    /// It is written, or added, right where that gradient belongs; an output whose target wants none is skipped
+    /// ([`Mode::Skip`]), and if none does, nothing runs.
+    pub fn run<O: Op>(&mut self, op: O, inputs: &[&Tensor], targets: &[usize]) -> Result<()> {
+        self.run_any(&op, inputs, targets)
+    }
+
+    fn run_any(&mut self, op: &dyn AnyOp, inputs: &[&Tensor], targets: &[usize]) -> Result<()> {
+        let wanted: Vec<bool> = targets.iter().map(|&i| self.needs(i)).collect();
+        if !wanted.contains(&true) {
+            return Ok(());
+        }
+        let (_, plan) = infer(op, inputs)?;
+        for (&i, want) in targets.iter().zip(&plan.outputs) {
+            if self.needs(i) && self.input_meta(i).shape != want.shape {
+                let message = format!("{} makes {want} as the gradient of {}", op.name(), self.input_meta(i));
+                return Err(Error::internal(message).with_op(self.node.name));
+            }
+        }
+        // A gradient goes through a temporary where its memory is not of the op's dtype or is already a target here.
+        enum To {
+            Direct(usize),
+            Given(usize),
+            Nowhere,
+        }
+        let mut tensors: Vec<(Tensor, Mode, To)> = Vec::with_capacity(targets.len());
+        for (k, (&i, want)) in targets.iter().zip(&plan.outputs).enumerate() {
+            if !wanted[k] {
+                tensors.push((
+                    Tensor::empty(want.with_shape(crate::Shape::from_dims(&[0])))?,
+                    Mode::Skip,
+                    To::Nowhere,
+                ));
+                continue;
+            }
+            let repeated = (0..k).any(|e| wanted[e] && self.same_edge(targets[e], i));
+            let direct = if repeated { None } else { Some(self.destination(i)?) };
+            match direct {
+                Some((memory, add)) if memory.dtype() == want.dtype => {
+                    tensors.push((memory, if add { Mode::Accumulate } else { Mode::Write }, To::Direct(i)));
+                }
+                _ => tensors.push((Tensor::empty(*want)?, Mode::Write, To::Given(i))),
+            }
+        }
+        let outs: Vec<(&Tensor, Mode)> = tensors.iter().map(|(t, mode, _)| (t, *mode)).collect();
+        run_into_any(op, inputs, &outs)?;
+        for (tensor, _, to) in tensors {
+            match to {
+                To::Direct(i) => self.landed(i)?,
+                To::Given(i) => self.give(i, tensor)?,
+                To::Nowhere => {}
+            }
+        }
+        Ok(())
+    }
+}
