@@ -16,6 +16,9 @@ pub struct Dd {
 const LN2: Dd = Dd { hi: std::f64::consts::LN_2, lo: 2.319_046_813_846_299_6e-17 };
 const PI: Dd = Dd { hi: std::f64::consts::PI, lo: 1.224_646_799_147_353_2e-16 };
 
+/// Below this the error of a product is no longer an f64, and products and quotients are f64's own.
+const TINY: f64 = 1e-280;
+
 /// An exact f64.
 pub fn dd(v: f64) -> Dd {
     Dd { hi: v, lo: 0.0 }
@@ -38,10 +41,9 @@ impl Dd {
         if s.is_finite() && e.is_finite() { Dd { hi: s, lo: e } } else { dd(hi) }
     }
 
-    /// Rounds to f64.
+    /// Rounds to f64: `hi` is the f64 nearest to the sum.
     pub fn get(self) -> f64 {
-        // Not hi + lo: that would lose the sign of zero.
-        if self.lo == 0.0 { self.hi } else { self.hi + self.lo }
+        self.hi
     }
 
     pub fn is_nan(self) -> bool {
@@ -67,8 +69,9 @@ impl Dd {
         if !root.is_finite() || root == 0.0 {
             return dd(root);
         }
-        let root = dd(root);
-        root + (self - root * root) / (dd(2.0) * root)
+        // The root of an f64 is rounded rightly by the machine; adding the correction anew could round it again.
+        let correction = (self - dd(root) * dd(root)) / dd(2.0 * root);
+        if self.lo == 0.0 { Dd { hi: root, lo: correction.hi } } else { dd(root) + correction }
     }
 
     /// eˣ − 1 for `|x| <= ln 2`, without cancellation: a series on `x / 512`, then `s ← 2s + s²` nine times.
@@ -197,7 +200,8 @@ impl Dd {
     /// xʸ with IEEE's special cases, which the standard library states.
     pub fn pow(self, y: Dd) -> Dd {
         let plain = self.hi.powf(y.hi);
-        if plain == 0.0 || !plain.is_finite() || self.hi == 0.0 || y.hi == 0.0 {
+        let special = |v: f64| v == 0.0 || !v.is_finite();
+        if special(plain) || special(self.hi) || special(y.hi) {
             return dd(plain);
         }
         let size = (self.abs().ln() * y).exp();
@@ -252,7 +256,7 @@ impl Mul for Dd {
     type Output = Dd;
     fn mul(self, b: Dd) -> Dd {
         let p = self.hi * b.hi;
-        if !p.is_finite() || p == 0.0 {
+        if !p.is_finite() || p.abs() < TINY {
             return dd(p);
         }
         let e = self.hi.mul_add(b.hi, -p);
@@ -264,7 +268,7 @@ impl Div for Dd {
     type Output = Dd;
     fn div(self, b: Dd) -> Dd {
         let q = self.hi / b.hi;
-        if !q.is_finite() || !b.hi.is_finite() || q == 0.0 {
+        if !q.is_finite() || !b.hi.is_finite() || q.abs() < TINY || self.hi.abs() < TINY {
             return dd(q);
         }
         let r = self - dd(q) * b;

@@ -133,7 +133,8 @@ fn freedom(group: &[usize], correction: u32) -> Dd {
     dd((group.len() as f64 - correction as f64).max(0.0))
 }
 
-/// The variance; the scale counts that each difference is as exact as the mean.
+/// The variance; the scale counts that each difference is as exact as the mean, and the square of the mean's own rounding
+/// error, which is all there is where the values are equal.
 fn variance(x: &Value, group: &[usize], correction: u32) -> (Dd, Dd) {
     if group.is_empty() {
         return (dd(f64::NAN), Dd::ZERO);
@@ -141,7 +142,9 @@ fn variance(x: &Value, group: &[usize], correction: u32) -> (Dd, Dd) {
     let (mean, size) = mean_of(x, group);
     let d = |i: &usize| dd(x.data[*i]) - mean;
     let squares: Dd = group.iter().map(|i| d(i) * d(i)).sum();
-    let scale: Dd = group.iter().map(|i| d(i) * d(i) + d(i).abs() * (dd(x.data[*i]).abs() + size)).sum();
+    let second = dd(4.0 * x.dtype.unit_roundoff().min(DType::F32.unit_roundoff())) * size * size;
+    let scale = |i: &usize| d(i) * d(i) + d(i).abs() * (dd(x.data[*i]).abs() + size) + second;
+    let scale: Dd = group.iter().map(scale).sum();
     (squares / freedom(group, correction), scale / freedom(group, correction))
 }
 
@@ -167,10 +170,14 @@ fn moments(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     }
     if let Some(op) = op.downcast_ref::<ops::Std>() {
         return reduced(op.axes, op.keepdim, &|g| {
-            let (v, scale) = variance(x, g, op.correction);
-            let root = v.sqrt();
-            // d√v = dv / 2√v
-            (root, if root.get() == 0.0 { Dd::ZERO } else { scale / root } + root)
+            let root = variance(x, g, op.correction).0.sqrt();
+            if g.is_empty() {
+                return (root, Dd::ZERO);
+            }
+            // Errors of the differences, of the size of x and of the mean, enter with weights whose squares sum to 1.
+            let n = freedom(g, op.correction);
+            let square: Dd = g.iter().map(|&i| dd(x.data[i]) * dd(x.data[i])).sum();
+            (root, root + dd(2.0) * (square / n).sqrt())
         });
     }
     if let Some(op) = op.downcast_ref::<ops::LogSumExp>() {
@@ -214,7 +221,7 @@ fn moments(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 /// Huge values would overflow a partial sum or not, by the order of the additions.
 pub fn specials(op: &dyn Any) -> Option<Specials> {
     let sums = op.is::<ops::Sum>() || op.is::<ops::Mean>();
-    if sums || op.is::<ops::Var>() || op.is::<ops::Std>() || op.is::<ops::LogSumExp>() {
+    if sums || op.is::<ops::Var>() || op.is::<ops::LogSumExp>() {
         return Some(Specials::NotHuge);
     }
     let chosen =

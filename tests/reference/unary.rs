@@ -2,6 +2,7 @@
 
 use std::any::Any;
 
+use warpsmith::DType;
 use warpsmith::cpu::activation::{Activation, Reads};
 use warpsmith::ops::*;
 
@@ -76,6 +77,28 @@ fn each(inputs: &[Value], f: impl Fn(Dd, Dd) -> Dd) -> Vec<Expected> {
     vec![Expected::of(&x.shape, x.dtype, values)]
 }
 
+/// Functions whose values may leave the range of an integer type, in the arithmetic modulo 2³² or 2⁶⁴.
+fn wrapping(op: &dyn Any, x: &Value) -> Option<Vec<Expected>> {
+    let f: Box<dyn Fn(i64) -> i64> = if op.is::<Abs>() {
+        Box::new(|v| v.wrapping_abs())
+    } else if op.is::<Neg>() {
+        Box::new(|v| v.wrapping_neg())
+    } else if op.is::<Square>() {
+        Box::new(|v| v.wrapping_mul(v))
+    } else if let Some(op) = op.downcast_ref::<AddScalar>() {
+        let value = op.value as i64;
+        Box::new(move |v| v.wrapping_add(value))
+    } else {
+        let value = op.downcast_ref::<MulScalar>()?.value as i64;
+        Box::new(move |v| v.wrapping_mul(value))
+    };
+    let one = |&v: &f64| {
+        let wide = f(v as i64);
+        dd(if x.dtype == DType::I32 { wide as i32 as f64 } else { wide as f64 })
+    };
+    Some(vec![Expected::of(&x.shape, x.dtype, x.data.iter().map(one).collect())])
+}
+
 /// The reference of `Map<F>` and `MapBackward<F>`, if `op` is one: `f(op, x)` and `df(op, dy, saved)`, where `saved` must be
 /// what the op says it reads.
 fn map<F: Unary>(
@@ -87,6 +110,9 @@ fn map<F: Unary>(
 ) -> Option<Vec<Expected>> {
     assert!(F::READS == reads, "the gradient of {} reads something else than its reference", F::NAME);
     if let Some(Map(op)) = op.downcast_ref::<Map<F>>() {
+        if !inputs[0].dtype.is_float() {
+            return Some(wrapping(op, &inputs[0]).unwrap_or_else(|| each(inputs, |x, _| f(op, x))));
+        }
         return Some(each(inputs, |x, _| f(op, x)));
     }
     let MapBackward(op) = op.downcast_ref::<MapBackward<F>>()?;
