@@ -1,5 +1,7 @@
 //! Element types: the closed set [`DType`], the traits that tie Rust types to it, and the one `dispatch!` over them.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 pub use half::{bf16, f16};

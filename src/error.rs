@@ -3,6 +3,8 @@
 //! [`Error`] is opaque so that its insides can grow; callers ask [`Error::kind`] and print the rest. A message says
 //! what was expected and what was found. Bad input never panics; a panic is a bug of ours.
 
+#![forbid(unsafe_code)]
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -8,37 +8,31 @@ mod harness;
 mod reference;
 
 use harness::layouts::{self, Kind, build, framed};
-use harness::{Report, Rng, Value, bits, compare, guarded, inputs_of, tensor};
+use harness::{AnyCase, AnyOp, Report, Rng, Subject, Value, bits, compare, guarded, inputs_of, tensor};
 use reference::{Expected, Specials, round};
-use warpsmith::ops::{self, Case, Op, Tolerance, Values, Visitor};
+use warpsmith::ops::{Tolerance, Values};
 use warpsmith::tensor::Mode;
 use warpsmith::{DType, ErrorKind, Tensor, cpu};
 
-/// Runs a closure-like body for every op; `visit_all` needs a type with a generic method.
-macro_rules! for_every_op {
-    ($report:expr, $check:ident) => {{
-        struct Each(Report);
-        impl Visitor for Each {
-            fn visit<O: Op>(&mut self) {
-                if self.0.op(O::NAME) {
-                    $check::<O>(&mut self.0);
-                }
-            }
+/// Runs a check for every op and prints what it found; less than `floor` comparisons are a failure too.
+fn for_every_op(title: &'static str, check: fn(&Subject, &mut Report), floor: usize) {
+    let mut report = Report::new(title);
+    for subject in harness::subjects() {
+        if report.op(subject.name) {
+            check(&subject, &mut report);
         }
-        let mut each = Each($report);
-        ops::visit_all(&mut each);
-        each.0
-    }};
+    }
+    report.finish(floor);
 }
 
 /// Runs the op and compares every output.
-fn run_and_compare<O: Op>(
-    op: O,
+fn run_and_compare(
+    op: &dyn AnyOp,
     tensors: &[Tensor],
     want: &[Expected],
     tolerance: Tolerance,
 ) -> Result<(), String> {
-    let got = guarded(|| ops::run(op, &tensors.iter().collect::<Vec<_>>()))?;
+    let got = guarded(|| op.run(&tensors.iter().collect::<Vec<_>>()))?;
     if got.len() != want.len() {
         return Err(format!("{} outputs, expected {}", got.len(), want.len()));
     }
@@ -70,18 +64,17 @@ fn lay_out(
     fresh.then(|| built.into_iter().unzip())
 }
 
-fn keep_last<O>(case: &Case<O>) -> Vec<bool> {
+fn keep_last(case: &AnyCase) -> Vec<bool> {
     // Probabilities sum to 1 along the last dimension only as long as it is not repeated.
     case.inputs.iter().map(|a| a.values == Values::Distribution).collect()
 }
 
-fn values_of_an_op<O: Op>(report: &mut Report) {
-    let cases = O::cases();
-    for (number, case) in cases.list.iter().enumerate() {
-        for &dtype in cases.dtypes {
-            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+fn values_of_an_op(subject: &Subject, report: &mut Report) {
+    for (number, case) in subject.cases.iter().enumerate() {
+        for &dtype in subject.dtypes {
+            let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
             let size: usize = inputs.iter().map(Value::numel).sum();
-            let mut rng = Rng::of(&[&O::NAME, &number, &"layouts"]);
+            let mut rng = Rng::of(&[&subject.name, &number, &"layouts"]);
             let mut plans: Vec<(String, Vec<Kind>)> =
                 layouts::ALL.iter().map(|k| (format!("{k:?}"), vec![*k; inputs.len()])).collect();
             if inputs.len() > 1 {
@@ -100,7 +93,7 @@ fn values_of_an_op<O: Op>(report: &mut Report) {
             // Most layouts hold the same values; those that repeat them have a reference of their own.
             let mut plain = None;
             for (name, kinds) in plans {
-                let id = format!("{}:{number}:{dtype}:{name}", O::NAME);
+                let id = format!("{}:{number}:{dtype}:{name}", subject.name);
                 if !report.wants(&id) {
                     continue;
                 }
@@ -110,13 +103,13 @@ fn values_of_an_op<O: Op>(report: &mut Report) {
                 };
                 let repeated;
                 let want = if kinds.contains(&Kind::Expanded) {
-                    repeated = reference::expected(&case.op, &values);
+                    repeated = reference::expected(case.op.as_any(), &values);
                     &repeated
                 } else {
-                    plain.get_or_insert_with(|| reference::expected(&case.op, &inputs))
+                    plain.get_or_insert_with(|| reference::expected(case.op.as_any(), &inputs))
                 };
                 let outcome = match want {
-                    Some(want) => run_and_compare(case.op, &tensors, want, cases.tolerance),
+                    Some(want) => run_and_compare(&*case.op, &tensors, want, subject.tolerance),
                     None => Err("has no reference in tests/reference".to_owned()),
                 };
                 report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
@@ -132,7 +125,7 @@ fn the_arithmetic_of_the_reference_is_right() {
 
 #[test]
 fn values_agree_with_the_reference_in_every_layout() {
-    for_every_op!(Report::new("values"), values_of_an_op).finish(2000);
+    for_every_op("values", values_of_an_op, 2000);
 }
 
 /// Zeros of both signs, infinities, NaN, and the ends of the range.
@@ -153,18 +146,17 @@ fn specials(dtype: DType, which: Specials) -> Vec<f64> {
     all
 }
 
-fn specials_of_an_op<O: Op>(report: &mut Report) {
-    let cases = O::cases();
-    for (number, case) in cases.list.iter().enumerate() {
-        let Some(which) = reference::specials(&case.op) else { return };
-        for &dtype in cases.dtypes {
-            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+fn specials_of_an_op(subject: &Subject, report: &mut Report) {
+    for (number, case) in subject.cases.iter().enumerate() {
+        let Some(which) = reference::specials(case.op.as_any()) else { return };
+        for &dtype in subject.dtypes {
+            let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
             if inputs.iter().all(|i| i.numel() == 0) {
                 continue;
             }
             // A few in each float input, at different places; then in one input only, so that each meets plain numbers.
             for round in 0..4 {
-                let id = format!("{}:{number}:{dtype}:Specials{round}", O::NAME);
+                let id = format!("{}:{number}:{dtype}:Specials{round}", subject.name);
                 if !report.wants(&id) {
                     continue;
                 }
@@ -185,8 +177,8 @@ fn specials_of_an_op<O: Op>(report: &mut Report) {
                     }
                 }
                 let tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
-                let outcome = match reference::expected(&case.op, &inputs) {
-                    Some(want) => run_and_compare(case.op, &tensors, &want, cases.tolerance),
+                let outcome = match reference::expected(case.op.as_any(), &inputs) {
+                    Some(want) => run_and_compare(&*case.op, &tensors, &want, subject.tolerance),
                     None => Err("has no reference in tests/reference".to_owned()),
                 };
                 report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
@@ -197,32 +189,32 @@ fn specials_of_an_op<O: Op>(report: &mut Report) {
 
 #[test]
 fn special_values_go_through() {
-    for_every_op!(Report::new("specials"), specials_of_an_op).finish(200);
+    for_every_op("specials", specials_of_an_op, 200);
 }
 
 /// Writes into the middle of a larger buffer: the same bits as `run`, nothing around them touched; adds to what is there;
 /// leaves out what nobody wants.
-fn memory_of_an_op<O: Op>(report: &mut Report) {
-    let cases = O::cases();
-    for (number, case) in cases.list.iter().enumerate() {
-        for &dtype in cases.dtypes {
-            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+fn memory_of_an_op(subject: &Subject, report: &mut Report) {
+    for (number, case) in subject.cases.iter().enumerate() {
+        for &dtype in subject.dtypes {
+            let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
             let tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
             let args: Vec<&Tensor> = tensors.iter().collect();
-            let id = |what: &str| format!("{}:{number}:{dtype}:{what}", O::NAME);
-            let Ok(fresh) = guarded(|| ops::run(case.op, &args)) else { continue };
+            let id = |what: &str| format!("{}:{number}:{dtype}:{what}", subject.name);
+            let Ok(fresh) = guarded(|| case.op.run(&args)) else { continue };
             if report.wants(&id("Sentinels")) {
-                let outcome = sentinels(case.op, &args, &fresh, number % 3 + 1);
+                let outcome = sentinels(&*case.op, &args, &fresh, number % 3 + 1);
                 report.check(&id("Sentinels"), outcome.map_err(|why| format!("{:?}: {why}", case.op)));
             }
-            if report.wants(&id("Accumulate")) && fresh.iter().any(|t| t.dtype().is_float() || O::ACCUMULATES)
+            if report.wants(&id("Accumulate"))
+                && fresh.iter().any(|t| t.dtype().is_float() || subject.accumulates)
             {
-                let outcome = accumulates(case.op, &inputs, &args, &fresh, cases.tolerance);
+                let outcome = accumulates(subject, &*case.op, &inputs, &args, &fresh, subject.tolerance);
                 report.check(&id("Accumulate"), outcome.map_err(|why| format!("{:?}: {why}", case.op)));
             }
             for only in 0..if fresh.len() > 1 { fresh.len() } else { 0 } {
                 if report.wants(&id("Skip")) {
-                    report.check(&id("Skip"), skips(case.op, &args, &fresh, only));
+                    report.check(&id("Skip"), skips(&*case.op, &args, &fresh, only));
                 }
             }
         }
@@ -232,13 +224,13 @@ fn memory_of_an_op<O: Op>(report: &mut Report) {
 /// A number that no case produces, in every type.
 const SENTINEL: f64 = 119.0;
 
-fn sentinels<O: Op>(op: O, args: &[&Tensor], fresh: &[Tensor], pad: usize) -> Result<(), String> {
+fn sentinels(op: &dyn AnyOp, args: &[&Tensor], fresh: &[Tensor], pad: usize) -> Result<(), String> {
     let framed: Vec<(Tensor, Tensor)> = fresh
         .iter()
         .map(|t| framed(t.dims(), t.dtype(), pad, &vec![SENTINEL; t.numel()], SENTINEL))
         .collect();
     let outs: Vec<(&Tensor, Mode)> = framed.iter().map(|(_, out)| (out, Mode::Write)).collect();
-    guarded(|| ops::run_into(op, args, &outs))?;
+    guarded(|| op.run_into(args, &outs))?;
     for (k, ((buffer, out), fresh)) in framed.iter().zip(fresh).enumerate() {
         if bits(out) != bits(fresh) {
             return Err(format!("output {k}: run_into gives other bits than run"));
@@ -252,14 +244,15 @@ fn sentinels<O: Op>(op: O, args: &[&Tensor], fresh: &[Tensor], pad: usize) -> Re
     Ok(())
 }
 
-fn accumulates<O: Op>(
-    op: O,
+fn accumulates(
+    subject: &Subject,
+    op: &dyn AnyOp,
     inputs: &[Value],
     args: &[&Tensor],
     fresh: &[Tensor],
     tolerance: Tolerance,
 ) -> Result<(), String> {
-    let Some(mut want) = reference::expected(&op, inputs) else {
+    let Some(mut want) = reference::expected(op.as_any(), inputs) else {
         return Err("has no reference in tests/reference".to_owned());
     };
     let old = |t: &Tensor| -> Vec<f64> { (0..t.numel()).map(|i| (i % 7) as f64 + 1.0).collect() };
@@ -267,10 +260,10 @@ fn accumulates<O: Op>(
         fresh.iter().map(|t| framed(t.dims(), t.dtype(), 1, &old(t), SENTINEL)).collect();
     // Only floating-point outputs are gradients; others are added to only where the body says so.
     let mode = |t: &Tensor| {
-        if t.dtype().is_float() || O::ACCUMULATES { Mode::Accumulate } else { Mode::Skip }
+        if t.dtype().is_float() || subject.accumulates { Mode::Accumulate } else { Mode::Skip }
     };
     let outs: Vec<(&Tensor, Mode)> = framed.iter().map(|(_, out)| (out, mode(out))).collect();
-    guarded(|| ops::run_into(op, args, &outs))?;
+    guarded(|| op.run_into(args, &outs))?;
     for (k, ((buffer, out), want)) in framed.iter().zip(&mut want).enumerate() {
         if mode(out) == Mode::Skip {
             continue;
@@ -300,13 +293,13 @@ fn accumulates<O: Op>(
 }
 
 /// Asks for output `only` alone.
-fn skips<O: Op>(op: O, args: &[&Tensor], fresh: &[Tensor], only: usize) -> Result<(), String> {
+fn skips(op: &dyn AnyOp, args: &[&Tensor], fresh: &[Tensor], only: usize) -> Result<(), String> {
     let empty = tensor(&[], &[0], DType::F32);
     let out = tensor(&vec![SENTINEL; fresh[only].numel()], fresh[only].dims(), fresh[only].dtype());
     let outs: Vec<(&Tensor, Mode)> = (0..fresh.len())
         .map(|k| if k == only { (&out, Mode::Write) } else { (&empty, Mode::Skip) })
         .collect();
-    guarded(|| ops::run_into(op, args, &outs))?;
+    guarded(|| op.run_into(args, &outs))?;
     if bits(&out) == bits(&fresh[only]) {
         Ok(())
     } else {
@@ -316,34 +309,32 @@ fn skips<O: Op>(op: O, args: &[&Tensor], fresh: &[Tensor], only: usize) -> Resul
 
 #[test]
 fn outputs_are_written_added_and_skipped_and_nothing_else_is_touched() {
-    for_every_op!(Report::new("memory"), memory_of_an_op).finish(200);
+    for_every_op("memory", memory_of_an_op, 200);
 }
 
-fn threads_of_an_op<O: Op>(report: &mut Report) {
-    let cases = O::cases();
-    for (number, case) in cases.list.iter().enumerate() {
-        for &dtype in cases.dtypes {
-            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+fn threads_of_an_op(subject: &Subject, report: &mut Report) {
+    for (number, case) in subject.cases.iter().enumerate() {
+        for &dtype in subject.dtypes {
+            let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
             for kind in [Kind::Contiguous, Kind::Transposed] {
-                let id = format!("{}:{number}:{dtype}:{kind:?}Threads", O::NAME);
+                let id = format!("{}:{number}:{dtype}:{kind:?}Threads", subject.name);
                 let mut rng = Rng::of(&[&id]);
                 let kinds = vec![kind; inputs.len()];
                 if !report.wants(&id) {
                     continue;
                 }
                 if let Some((tensors, _)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) {
-                    report.check(&id, same_bits_on_all_threads(case.op, &tensors));
+                    report.check(&id, same_bits_on_all_threads(&*case.op, &tensors));
                 }
             }
         }
     }
 }
 
-fn same_bits_on_all_threads<O: Op>(op: O, tensors: &[Tensor]) -> Result<(), String> {
+fn same_bits_on_all_threads(op: &dyn AnyOp, tensors: &[Tensor]) -> Result<(), String> {
     let on = |n: usize| -> Result<Vec<Vec<u8>>, String> {
         let args: Vec<&Tensor> = tensors.iter().collect();
-        let outs =
-            cpu::par::with_threads(n, || guarded(|| ops::run(op, &args))).map_err(|e| e.to_string())??;
+        let outs = cpu::par::with_threads(n, || guarded(|| op.run(&args))).map_err(|e| e.to_string())??;
         Ok(outs.iter().map(bits).collect())
     };
     let one = on(1)?;
@@ -357,33 +348,33 @@ fn same_bits_on_all_threads<O: Op>(op: O, tensors: &[Tensor]) -> Result<(), Stri
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
-    for_every_op!(Report::new("threads"), threads_of_an_op).finish(100);
+    for_every_op("threads", threads_of_an_op, 100);
 }
 
 /// Cases far above the sizes at which bodies split their work, which `cases()` keeps below for the gradient check.
-fn large_of_an_op<O: Op>(report: &mut Report) {
-    let (dtypes, tolerance) = (O::cases().dtypes, O::cases().tolerance);
-    for (number, case) in reference::large::cases::<O>().into_iter().enumerate() {
+fn large_of_an_op(subject: &Subject, report: &mut Report) {
+    let (dtypes, tolerance) = (subject.dtypes, subject.tolerance);
+    for (number, case) in subject.large.iter().enumerate() {
         for &dtype in dtypes.iter().filter(|d| matches!(d, DType::F32 | DType::BF16) || !d.is_float()).take(2)
         {
-            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+            let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
             for kind in [Kind::Contiguous, Kind::Transposed, Kind::Misaligned] {
-                let id = format!("{}:{number}:{dtype}:{kind:?}Large", O::NAME);
+                let id = format!("{}:{number}:{dtype}:{kind:?}Large", subject.name);
                 let mut rng = Rng::of(&[&id]);
                 let kinds = vec![kind; inputs.len()];
                 if !report.wants(&id) {
                     continue;
                 }
-                let Some((tensors, values)) = lay_out(&inputs, &keep_last(&case), &kinds, &mut rng) else {
+                let Some((tensors, values)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) else {
                     continue;
                 };
-                let Some(want) = reference::expected(&case.op, &values) else {
+                let Some(want) = reference::expected(case.op.as_any(), &values) else {
                     report.check(&id, Err("has no reference in tests/reference".to_owned()));
                     continue;
                 };
-                let outcome = run_and_compare(case.op, &tensors, &want, tolerance);
+                let outcome = run_and_compare(&*case.op, &tensors, &want, tolerance);
                 report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
-                report.check(&id, same_bits_on_all_threads(case.op, &tensors));
+                report.check(&id, same_bits_on_all_threads(&*case.op, &tensors));
             }
         }
     }
@@ -391,41 +382,40 @@ fn large_of_an_op<O: Op>(report: &mut Report) {
 
 #[test]
 fn large_inputs_agree_with_the_reference_and_over_threads() {
-    for_every_op!(Report::new("large"), large_of_an_op).finish(4);
+    for_every_op("large", large_of_an_op, 4);
 }
 
 /// Nothing is promoted: an input of another type is refused, by name, without a panic.
-fn refusals_of_an_op<O: Op>(report: &mut Report) {
-    let cases = O::cases();
-    let following = |c: &Case<O>| -> Vec<usize> {
+fn refusals_of_an_op(subject: &Subject, report: &mut Report) {
+    let following = |c: &AnyCase| -> Vec<usize> {
         (0..c.inputs.len()).filter(|&i| c.inputs[i].dtype.is_none()).collect()
     };
-    let full = |c: &Case<O>| c.inputs.iter().all(|a| a.shape.iter().product::<usize>() > 0);
-    let found = cases.list.iter().enumerate().find(|(_, c)| following(c).len() > 1 && full(c));
+    let full = |c: &AnyCase| c.inputs.iter().all(|a| a.shape.iter().product::<usize>() > 0);
+    let found = subject.cases.iter().enumerate().find(|(_, c)| following(c).len() > 1 && full(c));
     let Some((number, case)) = found else { return };
-    let Some(&dtype) = cases.dtypes.iter().find(|d| d.is_float()) else { return };
-    let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+    let Some(&dtype) = subject.dtypes.iter().find(|d| d.is_float()) else { return };
+    let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
     for i in following(case) {
         for other in [DType::F64, DType::BF16, DType::I64].into_iter().filter(|d| *d != dtype) {
-            let id = format!("{}:{number}:{dtype}:Refuses{i}{other}", O::NAME);
+            let id = format!("{}:{number}:{dtype}:Refuses{i}{other}", subject.name);
             let mut tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
             tensors[i] = tensor(&inputs[i].data, &inputs[i].shape, other);
             let args: Vec<&Tensor> = tensors.iter().collect();
-            let outcome =
-                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ops::run(case.op, &args))) {
-                    Err(_) => Err("panicked".to_owned()),
-                    Ok(Ok(_)) => Err(format!("accepts input {i} of {other} beside {dtype}")),
-                    Ok(Err(e)) if e.kind() != ErrorKind::DType => Err(format!("is no dtype error: {e}")),
-                    Ok(Err(e)) => {
-                        let text = e.to_string();
-                        let said = [O::NAME, dtype.name(), other.name()].iter().all(|w| text.contains(w));
-                        if said {
-                            Ok(())
-                        } else {
-                            Err(format!("the error does not name op and both types: {text}"))
-                        }
+            let outcome = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.op.run(&args)))
+            {
+                Err(_) => Err("panicked".to_owned()),
+                Ok(Ok(_)) => Err(format!("accepts input {i} of {other} beside {dtype}")),
+                Ok(Err(e)) if e.kind() != ErrorKind::DType => Err(format!("is no dtype error: {e}")),
+                Ok(Err(e)) => {
+                    let text = e.to_string();
+                    let said = [subject.name, dtype.name(), other.name()].iter().all(|w| text.contains(w));
+                    if said {
+                        Ok(())
+                    } else {
+                        Err(format!("the error does not name op and both types: {text}"))
                     }
-                };
+                }
+            };
             report.check(&id, outcome);
         }
     }
@@ -433,5 +423,5 @@ fn refusals_of_an_op<O: Op>(report: &mut Report) {
 
 #[test]
 fn mixed_element_types_are_refused_by_name() {
-    for_every_op!(Report::new("refusals"), refusals_of_an_op).finish(6);
+    for_every_op("refusals", refusals_of_an_op, 6);
 }

@@ -8,9 +8,9 @@ mod reference;
 use std::panic::AssertUnwindSafe;
 
 use harness::layouts::{self, Kind, embedding};
-use harness::{Report, Rng, Value, guarded, inputs_of};
+use harness::{AnyCase, AnyOp, Report, Rng, Subject, Value, guarded, inputs_of};
 use warpsmith::autograd::{GradCheck, backward_from, gradcheck};
-use warpsmith::ops::{self, Case, Cases, Op, Plan, Visitor};
+use warpsmith::ops::{self, Cases, Op, Plan};
 use warpsmith::tensor::{BackwardCx, Meta, Out, View};
 use warpsmith::{DType, Error, ErrorKind, Result, Tensor, dispatch};
 
@@ -19,6 +19,12 @@ use warpsmith::{DType, Error, ErrorKind, Result, Tensor, dispatch};
 const NO_GRADIENT: &[(&str, &str)] = &[
     ("argmax", "a place is no smooth function of the values"),
     ("argmin", "a place is no smooth function of the values"),
+    ("eq", "comparisons are steps"),
+    ("ne", "comparisons are steps"),
+    ("lt", "comparisons are steps"),
+    ("le", "comparisons are steps"),
+    ("gt", "comparisons are steps"),
+    ("ge", "comparisons are steps"),
 ];
 
 /// Above this many elements over all inputs a full Jacobian takes too long for what it would add.
@@ -55,30 +61,24 @@ impl Op for Total {
     }
 }
 
-macro_rules! for_every_op {
-    ($title:literal, $check:ident) => {{
-        struct Each(Report);
-        impl Visitor for Each {
-            fn visit<O: Op>(&mut self) {
-                if self.0.op(O::NAME) {
-                    $check::<O>(&mut self.0);
-                }
-            }
+/// Runs a check for every op and prints what it found; less than `floor` comparisons are a failure too.
+fn for_every_op(title: &'static str, check: fn(&Subject, &mut Report), floor: usize) {
+    let mut report = Report::new(title);
+    for subject in harness::subjects() {
+        if report.op(subject.name) {
+            check(&subject, &mut report);
         }
-        let mut each = Each(Report::new($title));
-        ops::visit_all(&mut each);
-        each.0
-    }};
+    }
+    report.finish(floor);
 }
 
 /// The cases of an op that the check differentiates: a float input carries a gradient, f64 is among the types.
-fn differentiable<O: Op>() -> Vec<(usize, Case<O>)> {
-    let cases = O::cases();
-    if !cases.dtypes.contains(&DType::F64) || NO_GRADIENT.iter().any(|(name, _)| *name == O::NAME) {
+fn differentiable(subject: &Subject) -> Vec<(usize, &AnyCase)> {
+    if !subject.dtypes.contains(&DType::F64) || NO_GRADIENT.iter().any(|(name, _)| *name == subject.name) {
         return Vec::new();
     }
-    let wanted = |c: &Case<O>| c.inputs.iter().any(|a| a.grad && a.dtype.is_none_or(DType::is_float));
-    cases.list.into_iter().enumerate().filter(|(_, c)| wanted(c)).collect()
+    let wanted = |c: &AnyCase| c.inputs.iter().any(|a| a.grad && a.dtype.is_none_or(DType::is_float));
+    subject.cases.iter().enumerate().filter(|(_, c)| wanted(c)).collect()
 }
 
 fn small(inputs: &[Value]) -> bool {
@@ -86,7 +86,7 @@ fn small(inputs: &[Value]) -> bool {
 }
 
 /// Which inputs of a case are differentiated.
-fn differentiated<O>(case: &Case<O>, inputs: &[Value]) -> Vec<usize> {
+fn differentiated(case: &AnyCase, inputs: &[Value]) -> Vec<usize> {
     (0..inputs.len()).filter(|&i| case.inputs[i].grad && inputs[i].dtype.is_float()).collect()
 }
 
@@ -97,33 +97,36 @@ fn put_back(constants: &[Tensor], which: &[usize], leaves: &[Tensor]) -> Vec<Ten
     all
 }
 
-fn run<O: Op>(op: O, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-    let outs = ops::run(op, &inputs.iter().collect::<Vec<_>>())?;
-    // The checker reads f64; casts, say, put out other types and have their turn where they put out f64.
-    Ok(outs.into_iter().filter(|t| t.dtype() == DType::F64).collect())
+/// The outputs that the check looks at: without the statistics for backward, which carry no gradient, and in f64 (casts
+/// have their turn where they put out f64).
+fn run(subject: &Subject, op: &dyn AnyOp, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    let mut outs = op.run(&inputs.iter().collect::<Vec<_>>())?;
+    outs.truncate(outs.len() - subject.statistics);
+    outs.retain(|t| t.dtype() == DType::F64);
+    Ok(outs)
 }
 
-fn jacobians_of_an_op<O: Op>(report: &mut Report) {
-    for (number, case) in differentiable::<O>() {
-        let inputs = inputs_of::<O>(&case.inputs, number, DType::F64);
+fn jacobians_of_an_op(subject: &Subject, report: &mut Report) {
+    for (number, case) in differentiable(subject) {
+        let inputs = inputs_of(subject.name, &case.inputs, number, DType::F64);
         if !small(&inputs) {
             continue;
         }
-        let which = differentiated(&case, &inputs);
+        let which = differentiated(case, &inputs);
         let constants: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
         let bases: Vec<Tensor> = which.iter().map(|&i| constants[i].clone()).collect();
-        let op = case.op;
+        let op = &*case.op;
         let mut check = |what: &str, outcome: std::result::Result<(), String>| {
-            let id = format!("{}:{number}:f64:{what}", O::NAME);
+            let id = format!("{}:{number}:f64:{what}", subject.name);
             if report.wants(&id) {
                 report.check(&id, outcome.map_err(|why| format!("{op:?} on {:?}: {why}", shapes(&inputs))));
             }
         };
-        let plain = |x: &[Tensor]| run(op, &put_back(&constants, &which, x));
+        let plain = |x: &[Tensor]| run(subject, op, &put_back(&constants, &which, x));
         check("Contiguous", guarded(|| gradcheck(plain, &bases, GradCheck::default())));
 
         // Through a view of each leaf; the garbage beside it (1 here: differences of NaN say nothing) must get zero.
-        let mut rng = Rng::of(&[&O::NAME, &number, &"view"]);
+        let mut rng = Rng::of(&[&subject.name, &number, &"view"]);
         let kinds = [Kind::Transposed, Kind::Offset, Kind::Strided];
         let first = rng.below(3);
         let embedded: Vec<_> = which
@@ -135,7 +138,7 @@ fn jacobians_of_an_op<O: Op>(report: &mut Report) {
             .collect();
         let through = |x: &[Tensor]| {
             let views = embedded.iter().zip(x).map(|(e, base)| e.view(base)).collect::<Result<Vec<_>>>()?;
-            run(op, &put_back(&constants, &which, &views))
+            run(subject, op, &put_back(&constants, &which, &views))
         };
         let leaves: Vec<Tensor> = embedded.iter().map(|e| e.base.tensor()).collect();
         check("View", guarded(|| gradcheck(through, &leaves, GradCheck::default())));
@@ -144,8 +147,8 @@ fn jacobians_of_an_op<O: Op>(report: &mut Report) {
         let thrice = |x: &[Tensor]| {
             let mut totals = Vec::new();
             let uses = (0..3).map(|_| plain(x)).collect::<Result<Vec<_>>>()?;
-            for k in 0..uses[0].len() {
-                totals.extend(ops::run(Total, &[&uses[0][k], &uses[1][k], &uses[2][k]])?);
+            for ((a, b), c) in uses[0].iter().zip(&uses[1]).zip(&uses[2]) {
+                totals.extend(ops::run(Total, &[a, b, c])?);
             }
             Ok(totals)
         };
@@ -159,8 +162,9 @@ fn jacobians_of_an_op<O: Op>(report: &mut Report) {
                 if !same {
                     continue;
                 }
-                let shared =
-                    |x: &[Tensor]| run(op, &put_back(&constants, &[i, j], &[x[0].clone(), x[0].clone()]));
+                let shared = |x: &[Tensor]| {
+                    run(subject, op, &put_back(&constants, &[i, j], &[x[0].clone(), x[0].clone()]))
+                };
                 let leaf = [constants[i].clone()];
                 check(&format!("Same{i}{j}"), guarded(|| gradcheck(shared, &leaf, GradCheck::default())));
             }
@@ -174,19 +178,19 @@ fn shapes(inputs: &[Value]) -> Vec<Vec<usize>> {
 
 #[test]
 fn jacobians_agree_with_central_differences() {
-    for_every_op!("jacobians", jacobians_of_an_op).finish(FLOOR_JACOBIANS);
+    for_every_op("jacobians", jacobians_of_an_op, FLOOR_JACOBIANS);
 }
 
 /// What `finish` may not fall below.
 const FLOOR_JACOBIANS: usize = 40;
 
 /// Gradients of every input of every case, all outputs seeded with fixed numbers.
-fn gradients<O: Op>(op: O, case: &Case<O>, inputs: &[Value]) -> Result<Vec<Tensor>> {
+fn gradients(case: &AnyCase, inputs: &[Value]) -> Result<Vec<Tensor>> {
     let which = differentiated(case, inputs);
     let leaves = which.iter().map(|&i| inputs[i].tensor().as_leaf()).collect::<Result<Vec<_>>>()?;
     let constants: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
     let all = put_back(&constants, &which, &leaves);
-    let outs = ops::run(op, &all.iter().collect::<Vec<_>>())?;
+    let outs = case.op.run(&all.iter().collect::<Vec<_>>())?;
     let Some(out) = outs.iter().find(|t| t.requires_grad()) else { return Ok(Vec::new()) };
     let seed: Vec<f64> = (0..out.numel()).map(|i| [1.0, -0.5, 0.25, 2.0][i % 4]).collect();
     let grads = backward_from(out, &harness::tensor(&seed, out.dims(), out.dtype()))?;
@@ -195,16 +199,16 @@ fn gradients<O: Op>(op: O, case: &Case<O>, inputs: &[Value]) -> Result<Vec<Tenso
 }
 
 /// Backward in every float type: type and shape right, values near those of f64 for the same rounded inputs.
-fn types_of_an_op<O: Op>(report: &mut Report) {
-    let dtypes: Vec<DType> = O::cases().dtypes.iter().copied().filter(|d| d.is_float()).collect();
-    for (number, case) in differentiable::<O>() {
+fn types_of_an_op(subject: &Subject, report: &mut Report) {
+    let dtypes: Vec<DType> = subject.dtypes.iter().copied().filter(|d| d.is_float()).collect();
+    for (number, case) in differentiable(subject) {
         for &dtype in &dtypes {
-            let id = format!("{}:{number}:{dtype}:Type", O::NAME);
+            let id = format!("{}:{number}:{dtype}:Type", subject.name);
             if !report.wants(&id) {
                 continue;
             }
-            let inputs = inputs_of::<O>(&case.inputs, number, dtype);
-            let outcome = guarded(|| gradients(case.op, &case, &inputs)).and_then(|got| {
+            let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
+            let outcome = guarded(|| gradients(case, &inputs)).and_then(|got| {
                 let wide: Vec<Value> = inputs
                     .iter()
                     .map(|v| Value {
@@ -212,8 +216,8 @@ fn types_of_an_op<O: Op>(report: &mut Report) {
                         ..v.clone()
                     })
                     .collect();
-                let want = guarded(|| gradients(case.op, &case, &wide))?;
-                let which = differentiated(&case, &inputs);
+                let want = guarded(|| gradients(case, &wide))?;
+                let which = differentiated(case, &inputs);
                 got.iter().zip(&want).zip(which).try_for_each(|((g, w), i)| near(g, w, &inputs[i], dtype))
             });
             report
@@ -244,29 +248,28 @@ fn near(got: &Tensor, want: &Tensor, input: &Value, dtype: DType) -> std::result
 
 #[test]
 fn gradients_have_their_inputs_types_and_shapes() {
-    for_every_op!("types", types_of_an_op).finish(100);
+    for_every_op("types", types_of_an_op, 100);
 }
 
 /// The list of ops without gradient is complete and says the truth.
-fn listing_of_an_op<O: Op>(report: &mut Report) {
-    let cases = O::cases();
-    let listed = NO_GRADIENT.iter().any(|(name, _)| *name == O::NAME);
-    let Some(&dtype) = cases.dtypes.iter().find(|d| d.is_float()) else { return };
-    let Some((number, case)) = cases
-        .list
+fn listing_of_an_op(subject: &Subject, report: &mut Report) {
+    let listed = NO_GRADIENT.iter().any(|(name, _)| *name == subject.name);
+    let Some(&dtype) = subject.dtypes.iter().find(|d| d.is_float()) else { return };
+    let Some((number, case)) = subject
+        .cases
         .iter()
         .enumerate()
         .find(|(_, c)| c.inputs.iter().all(|a| a.shape.iter().product::<usize>() > 0))
     else {
         return;
     };
-    let inputs = inputs_of::<O>(&case.inputs, number, dtype);
+    let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
     let leaves =
         inputs.iter().map(|v| if v.dtype.is_float() { v.tensor().as_leaf().unwrap() } else { v.tensor() });
     let leaves: Vec<Tensor> = leaves.collect();
-    let outs = match guarded(|| ops::run(case.op, &leaves.iter().collect::<Vec<_>>())) {
+    let outs = match guarded(|| case.op.run(&leaves.iter().collect::<Vec<_>>())) {
         Ok(outs) => outs,
-        Err(why) => return report.check(O::NAME, Err(why)),
+        Err(why) => return report.check(subject.name, Err(why)),
     };
     let refused = match outs.iter().find(|t| t.requires_grad()) {
         None => true,
@@ -280,12 +283,12 @@ fn listing_of_an_op<O: Op>(report: &mut Report) {
     };
     let outcome = match (listed, refused) {
         (true, false) => Err("is listed as without gradient but has one: take it off the list".to_owned()),
-        (false, true) if !O::NAME.ends_with("_backward") => {
+        (false, true) if !subject.name.ends_with("_backward") => {
             Err("has no gradient and is not on the list of those".to_owned())
         }
         _ => Ok(()),
     };
-    report.check(O::NAME, outcome);
+    report.check(subject.name, outcome);
 }
 
 #[test]
@@ -293,5 +296,5 @@ fn ops_without_gradient_are_on_the_list() {
     for (name, why) in NO_GRADIENT {
         assert!(!why.is_empty(), "{name}");
     }
-    for_every_op!("listing", listing_of_an_op).finish(2);
+    for_every_op("listing", listing_of_an_op, 2);
 }

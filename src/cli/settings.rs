@@ -188,10 +188,10 @@ impl Settings {
                 Source::parse(text).map_err(|e| e.context(flag))?;
             }
         }
-        if let Some(model) = &self.model {
-            if let Some(mlp) = self.named_mlp(model)? {
-                mlp.check()?;
-            }
+        if let Some(model) = &self.model
+            && let Some(mlp) = self.named_mlp(model)?
+        {
+            mlp.check()?;
         }
         match self.device.as_deref().map(str::parse::<Device>) {
             // Whether there is such a device is no matter of spelling: found out when it is opened.

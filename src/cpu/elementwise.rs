@@ -81,6 +81,30 @@ impl<'a> Source<'a> {
         Source { bytes: bytemuck::cast_slice(data), dtype: T::DTYPE, kind, start: layout.offset, dims, rank }
     }
 
+    /// The elements of a slice, in order.
+    fn row_major(data: &'a [f32]) -> Source<'a> {
+        let (mut dims, rank) = ([(1, 1); MAX_RANK], 1);
+        dims[0] = (data.len(), 1);
+        Source {
+            bytes: bytemuck::cast_slice(data),
+            dtype: DType::F32,
+            kind: Kind::Dense,
+            start: 0,
+            dims,
+            rank,
+        }
+    }
+
+    /// If these are transposed matrices of f32: the number of dimensions before them, their rows and columns, and the
+    /// distance of neighbours in a row; those in a column are neighbours in memory.
+    fn turned(&self) -> Option<(usize, usize, usize, usize)> {
+        let outer = self.rank.checked_sub(2)?;
+        let [(rows, row_stride), (cols, stride)] = [self.dims[outer], self.dims[outer + 1]];
+        let large = rows >= 8 && cols >= 8;
+        let turned = self.kind == Kind::Strided && row_stride == 1 && stride >= rows;
+        (turned && large && self.dtype == DType::F32).then_some((outer, rows, cols, stride))
+    }
+
     /// All elements, if they lie in order and have type `W`.
     fn dense<W: Element>(&self, len: usize) -> Option<&'a [W]> {
         let fits = self.kind == Kind::Dense && self.dtype == W::DTYPE;
@@ -244,6 +268,16 @@ pub fn apply<W: Work, V: Work, const N: usize>(
 ) {
     let Target { bytes, dtype, add } = out;
     let len = bytes.len() / dtype.size();
+    // Gathered a row at a time, a transposed operand would be read one cache line an element.
+    let mut turned: [Vec<f32>; N] = std::array::from_fn(|_| Vec::new());
+    for (source, turned) in sources.iter().zip(&mut turned).filter(|(s, _)| s.turned().is_some()) {
+        *turned = vec![0.0; len];
+        transpose(turned, source);
+    }
+    let sources: [Source<'_>; N] = std::array::from_fn(|k| match &turned[k][..] {
+        [] => sources[k],
+        turned => Source::row_major(turned),
+    });
     let dense = sources.map(|s| s.dense::<W>(len));
     if dtype == V::DTYPE && !add && dense.iter().all(Option::is_some) {
         let dense = dense.map(Option::unwrap_or_default);
@@ -359,6 +393,9 @@ fn store<V: Work>(results: &[V], out: &mut [u8], dtype: DType, add: bool) {
     }
 }
 
+// The inner closures below own a copy of `f`: what `f` holds would else be read again after each write of an output, which
+// the compiler must assume to have changed it.
+
 /// The kernel that calls `f` for each element, as vector code: give it a closure marked `#[inline(always)]`.
 pub fn each1<W: Work, V: Work>(
     f: impl Fn(W) -> V + Sync + Copy,
@@ -366,7 +403,7 @@ pub fn each1<W: Work, V: Work>(
     move |_, [a]: [&[W]; 1], out: &mut [V]| {
         vectorize(
             #[inline(always)]
-            || {
+            move || {
                 for (out, &a) in out.iter_mut().zip(a) {
                     *out = f(a);
                 }
@@ -382,7 +419,7 @@ pub fn each2<W: Work, V: Work>(
     move |_, [a, b]: [&[W]; 2], out: &mut [V]| {
         vectorize(
             #[inline(always)]
-            || {
+            move || {
                 for (out, (&a, &b)) in out.iter_mut().zip(a.iter().zip(b)) {
                     *out = f(a, b);
                 }
@@ -398,7 +435,7 @@ pub fn each3<W: Work, V: Work>(
     move |_, [a, b, c]: [&[W]; 3], out: &mut [V]| {
         vectorize(
             #[inline(always)]
-            || {
+            move || {
                 for (out, (&a, (&b, &c))) in out.iter_mut().zip(a.iter().zip(b.iter().zip(c))) {
                     *out = f(a, b, c);
                 }

@@ -13,9 +13,16 @@ use crate::cpu::{par, simd};
 use crate::dtype::{Element, Float, Real};
 use crate::shape::Layout;
 
-/// Chains along a row: four vectors of 16 floats, enough to hide the latency of an addition.
-const LANES: usize = 64;
-/// Elements of a row that one set of chains runs over: 32 additions a chain.
+/// f32 in a vector of AVX-512.
+const VECTOR: usize = 16;
+/// Chains along a row: two vectors.
+const CHAINS: usize = 2 * VECTOR;
+/// Elements of a row that are joined onto the chains at a time, four to each: that hides the latency of the chains, which
+/// the compiler keeps in memory.
+const STEP: usize = 4 * CHAINS;
+/// Elements of a row of narrow columns that are taken as one.
+const FUSED: usize = 256;
+/// Elements of a row that one set of chains runs over: 16 additions a chain.
 const BLOCK: usize = 2048;
 /// Elements of a row that one thread takes at a time.
 const SEGMENT: usize = 1 << 16;
@@ -179,6 +186,10 @@ impl<A: Copy> Tree<A> {
     }
 }
 
+/// Vectors that do not straddle cache lines, should the compiler keep the chains in memory.
+#[repr(align(64))]
+struct Aligned<A>([A; CHAINS]);
+
 /// `join` over `term` of the elements that share an index in the slices, which must be of one length; at most [`BLOCK`].
 #[inline(always)]
 fn fold_block<E: Copy, A: Copy, const N: usize>(
@@ -192,36 +203,50 @@ fn fold_block<E: Copy, A: Copy, const N: usize>(
         #[inline(always)]
         |i: usize| -> [E; N] { std::array::from_fn(|k| xs[k][i]) },
     );
-    if n < 16 {
+    if n < VECTOR {
         return (0..n).fold(identity, |a, i| join(a, term(at(i))));
     }
-    let mut acc = [identity; LANES];
-    let wide = n / LANES * LANES;
-    for i in (0..wide).step_by(LANES) {
-        let part: [&[E; LANES]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
-        for l in 0..LANES {
+    // Only constant indices into the chains, so that they can stay in registers: the odd end has chains of its own.
+    let mut acc = [identity; VECTOR];
+    let wide = n / STEP * STEP;
+    if wide > 0 {
+        let Aligned(chains) = &mut Aligned([identity; CHAINS]);
+        for i in (0..wide).step_by(STEP) {
+            let part: [&[E; STEP]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("wide <= n"));
+            for l in 0..CHAINS {
+                let t = inlined(
+                    #[inline(always)]
+                    |q: usize| term(std::array::from_fn(|k| part[k][q * CHAINS + l])),
+                );
+                chains[l] = join(chains[l], join(join(t(0), t(1)), join(t(2), t(3))));
+            }
+        }
+        for l in 0..VECTOR {
+            acc[l] = join(chains[l], chains[l + VECTOR]);
+        }
+    }
+    let vectors = n / VECTOR * VECTOR;
+    for i in (wide..vectors).step_by(VECTOR) {
+        let part: [&[E; VECTOR]; N] =
+            std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
+        for l in 0..VECTOR {
             acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
         }
     }
-    let vectors = n / 16 * 16;
-    for i in (wide..vectors).step_by(16) {
-        let part: [&[E; 16]; N] = std::array::from_fn(|k| xs[k][i..].first_chunk().expect("vectors <= n"));
-        for l in 0..16 {
-            acc[l] = join(acc[l], term(std::array::from_fn(|k| part[k][l])));
-        }
-    }
+    let mut rest = [identity; VECTOR];
     for i in vectors..n {
-        let l = 16 + i - vectors;
-        acc[l] = join(acc[l], term(at(i)));
+        rest[i - vectors] = term(at(i));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            acc[l] = join(acc[l], acc[l + width]);
-        }
-        width /= 2;
+    for l in 0..VECTOR {
+        acc[l] = join(acc[l], rest[l]);
     }
-    acc[0]
+    for l in 0..8 {
+        acc[l] = join(acc[l], acc[l + 8]);
+    }
+    for l in 0..4 {
+        acc[l] = join(acc[l], acc[l + 4]);
+    }
+    join(join(acc[0], acc[2]), join(acc[1], acc[3]))
 }
 
 /// `join` over `term` of the elements that share an index in the slices: the row kernel behind every reduction here. The
@@ -450,7 +475,7 @@ impl Reduction {
     ) -> Result<()> {
         // Narrow rows that follow each other are taken several at a time, as one row of `fuse · width`.
         let fuse = match self.reduced[..] {
-            [(n, gap)] if gap == width => (LANES / width).clamp(1, n),
+            [(n, gap)] if gap == width => (FUSED / width).clamp(1, n),
             _ => 1,
         };
         let rows = ROWS * fuse;
@@ -627,101 +652,4 @@ fn gather<E: Copy>(data: &[E], dims: &[(usize, usize)], mut start: usize, buffer
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Shape;
-
-    fn values(n: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + 13) % 1009) as f32 / 97.0 - 5.0).collect()
-    }
-
-    fn sums(layout: &Layout, data: &[f32], axes: &[usize]) -> (Vec<f32>, Vec<f64>) {
-        let plan = Reduction::new(layout, |d| axes.contains(&d));
-        let mut got = vec![0.0; plan.outputs];
-        plan.fold(&Sum, data, &vec![(); plan.outputs], &mut got).unwrap();
-        let mut shape = layout.shape;
-        axes.iter().for_each(|&d| shape = shape.with(d, 1));
-        let out = Layout::contiguous(shape).expand(&layout.shape, "test").unwrap();
-        let mut want = vec![0.0; plan.outputs];
-        let zeroed = axes.iter().fold(out, |l, &d| Layout { strides: l.strides.with(d, 0), ..l });
-        layout.positions().zip(zeroed.positions()).for_each(|(i, o)| want[o] += data[i] as f64);
-        (got, want)
-    }
-
-    #[test]
-    fn every_way_through_memory_gives_the_sums() {
-        let data = values(300_000);
-        let shapes: [&[usize]; 9] = [
-            &[1000, 300],
-            &[3, 70_000],
-            &[5000, 7],
-            &[70_000, 3],
-            &[2, 3, 4, 5],
-            &[40, 9, 64, 3],
-            &[1],
-            &[33, 65],
-            &[2, 2000, 70],
-        ];
-        for shape in shapes {
-            let base = Layout::contiguous(Shape::new(shape).unwrap());
-            let rank = shape.len();
-            let reversed: Vec<usize> = (0..rank).rev().collect();
-            let step = base.slice(rank - 1, shape[rank - 1] / 2, shape[rank - 1], 2).unwrap();
-            for layout in [base, base.permute(&reversed).unwrap(), step] {
-                for mask in 0..1usize << rank {
-                    let axes: Vec<usize> = (0..rank).filter(|d| mask >> d & 1 == 1).collect();
-                    let (got, want) = sums(&layout, &data, &axes);
-                    let scale: usize = axes.iter().map(|&d| layout.shape[d]).product();
-                    for (g, w) in got.iter().zip(&want) {
-                        let bound = 4.0 * f32::EPSILON as f64 * 5.0 * scale as f64 + 1e-30;
-                        assert!((*g as f64 - w).abs() <= bound, "{layout:?} over {axes:?}: {g} {w}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_the_number_of_threads() {
-        let data = values(300_000);
-        for shape in [[600, 500], [3, 100_000], [100_000, 3], [20_000, 15]] {
-            let layout = Layout::contiguous(Shape::new(&shape).unwrap());
-            for axes in [&[0][..], &[1], &[0, 1]] {
-                let of = |n| par::with_threads(n, || sums(&layout, &data, axes).0).unwrap();
-                let want = of(1);
-                for n in [2, 3, 4, 8] {
-                    assert!(
-                        of(n).iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()),
-                        "{shape:?} {axes:?} {n}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_long_sum_of_ones_is_exact_and_of_tenths_nearly_so() {
-        let tenths = vec![0.1f32; 1 << 22];
-        let layout = Layout::contiguous(Shape::new(&[1 << 22]).unwrap());
-        let (got, want) = sums(&layout, &tenths, &[0]);
-        assert!((got[0] as f64 / want[0] - 1.0).abs() < 1e-6, "{} {}", got[0], want[0]);
-        let (got, _) = sums(&layout, &vec![1.0; 1 << 22], &[0]);
-        assert_eq!(got[0], (1 << 22) as f32);
-    }
-
-    #[test]
-    fn extrema_pass_nan_on_from_any_place() {
-        for n in [1, 2, 15, 16, 17, 64, 100, 2049, 70_000] {
-            for at in [0, n / 2, n - 1] {
-                let mut data = values(n);
-                data[at] = f32::NAN;
-                let plan = Reduction::new(&Layout::contiguous(Shape::new(&[n]).unwrap()), |_| true);
-                let mut out = [0.0];
-                plan.fold(&Max, &data, &[()], &mut out).unwrap();
-                assert!(out[0].is_nan(), "max, {at} of {n}");
-                plan.fold(&Min, &data, &[()], &mut out).unwrap();
-                assert!(out[0].is_nan(), "min, {at} of {n}");
-            }
-        }
-    }
-}
+mod tests;

@@ -41,8 +41,9 @@ impl Dropout {
         (self.p * f64::from(1u32 << 24)).ceil() as u32
     }
 
-    /// What element number `first` of x and those after it are multiplied with.
+    /// Multiplies element number `first` of x and those after it.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "indices over two arrays are what becomes vector code")]
     fn scaled<R: Real>(&self, philox: Philox, first: usize, x: &[R], y: &mut [R]) {
         let scale = if self.p < 1.0 { R::of(1.0 / (1.0 - self.p)) } else { R::ZERO };
         let threshold = self.threshold();

@@ -138,7 +138,7 @@ impl Op for ExtremumBackward {
             let shares = counts.typed_mut::<A>();
             let dys = dy.layout().positions().map(|i| dy.data::<A>()[i]);
             shares.iter_mut().zip(dys).for_each(|(share, dy)| *share = dy / *share);
-            map::<A, 3>([x, y, View::of(shares, y.shape())], &mut outputs[0], |[x, y, share]| {
+            map::<A, 3>([x, y, View::of(shares, y.shape())], &mut outputs[0], #[inline(always)] |[x, y, share]| {
                 if same(x, y) { share } else { A::ZERO }
             })
         })

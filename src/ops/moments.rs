@@ -1,5 +1,7 @@
 //! Reductions that take two passes: variance and standard deviation (about the mean found first, so that nothing cancels)
 //! and the logarithm of a sum of exponentials (below the largest found first, so that nothing overflows).
+//!
+//! `Real::exp(x)`, not `x.exp()`: where the type is known to be f32, that is the standard library's, which does not vectorise.
 
 #![forbid(unsafe_code)]
 
@@ -156,7 +158,7 @@ impl Op for VarBackward {
             let scale = A::of(2.0 / freedom(self.axes, &x.shape(), self.correction));
             let means = means::<A>(self.axes, &x)?;
             let means = View::of(means.typed::<A>(), dy.shape());
-            map::<A, 3>([x, means, dy], &mut outputs[0], |[x, mean, dy]| dy * scale * (x - mean))
+            map::<A, 3>([x, means, dy], &mut outputs[0], #[inline(always)] |[x, mean, dy]| dy * scale * (x - mean))
         })
     }
 
@@ -233,7 +235,7 @@ impl Op for StdBackward {
             let scale = A::of(1.0 / freedom(self.axes, &x.shape(), self.correction));
             let means = means::<A>(self.axes, &x)?;
             let means = View::of(means.typed::<A>(), dy.shape());
-            map::<A, 4>([x, means, y, dy], &mut outputs[0], |[x, mean, y, dy]| {
+            map::<A, 4>([x, means, y, dy], &mut outputs[0], #[inline(always)] |[x, mean, y, dy]| {
                 if y == A::ZERO { A::ZERO } else { dy / y * scale * (x - mean) }
             })
         })
@@ -278,9 +280,9 @@ impl Op for LogSumExp {
             // An infinite shift would make NaN of infinity less infinity.
             let shifts = largest.typed_mut::<A>();
             shifts.iter_mut().filter(|m| !m.is_finite() && !m.is_nan()).for_each(|m| *m = A::ZERO);
-            let mut sums = folded::<A, _>(&plan, &SumOf(#[inline(always)] |x: A, shift: A| (x - shift).exp()), x, shifts)?;
+            let mut sums = folded::<A, _>(&plan, &SumOf(#[inline(always)] |x: A, shift: A| Real::exp(x - shift)), x, shifts)?;
             let logs = sums.typed_mut::<A>();
-            logs.iter_mut().zip(&*shifts).for_each(|(s, &shift)| *s = s.ln() + shift);
+            logs.iter_mut().zip(&*shifts).for_each(|(s, &shift)| *s = Real::ln(*s) + shift);
             store::<A>(&mut outputs[0], logs);
             Ok(())
         })
@@ -321,7 +323,7 @@ impl Op for LogSumExpBackward {
         let (x, y, dy) = (inputs[0], inputs[1], inputs[2]);
         real!(Self::NAME, x.dtype(), A => {
             map::<A, 3>([x, y, dy], &mut outputs[0], #[inline(always)] |[x, y, dy]| {
-                dy * (x - if y == A::NEG_INFINITY { A::ZERO } else { y }).exp()
+                dy * Real::exp(x - if y == A::NEG_INFINITY { A::ZERO } else { y })
             })
         })
     }

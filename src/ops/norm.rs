@@ -112,7 +112,7 @@ fn forward<A: Real>(
                 #[inline(always)]
                 || {
                     for (i, (y, rstd)) in y.chunks_exact_mut(n).zip(rstds).enumerate() {
-                        let x = &x.row(task * each + i, 0, n, &mut buffer)[..n];
+                        let x = &x.row(task * each + i, n, &mut buffer)[..n];
                         let (mean, r) = statistics(x, centred, eps);
                         *rstd = r;
                         if let Some(means) = &mut means {
@@ -210,7 +210,7 @@ fn backward_pass<A: Real>(
                     sums.fill(zero);
                 }
                 for i in task * each..count.min((task + 1) * each) {
-                    let (x, dy) = (&x.row(i, 0, n, &mut x_row)[..n], &dy.row(i, 0, n, &mut dy_row)[..n]);
+                    let (x, dy) = (&x.row(i, n, &mut x_row)[..n], &dy.row(i, n, &mut dy_row)[..n]);
                     let (mean, r) = (means[i], rstds[i]);
                     if let Some(sums) = &mut sums {
                         let (dweight, dbias) = sums.split_at_mut(n);

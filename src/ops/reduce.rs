@@ -285,11 +285,18 @@ fn map_runs<A: Real, const N: usize>(
         vectorize::<A, _>(
             #[inline(always)]
             || {
-                runs.visit(first..first + pieces.len(), |_, at| {
-                    let piece = pieces.next().expect("as many pieces as runs");
-                    let strips = piece.chunks_mut(STRIP).enumerate();
-                    strips.for_each(|(i, part)| strip(at, from + i * STRIP, part));
-                });
+                runs.visit(
+                    first..first + pieces.len(),
+                    #[inline(always)]
+                    |_, at| {
+                        let piece = pieces.next().expect("as many pieces as runs");
+                        let strips = piece.chunks_mut(STRIP).enumerate();
+                        strips.for_each(
+                            #[inline(always)]
+                            |(i, part)| strip(at, from + i * STRIP, part),
+                        );
+                    },
+                );
             },
         );
     });
@@ -446,7 +453,7 @@ impl Op for MeanBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         real!(Self::NAME, inputs[0].dtype(), A => {
             let n = A::of(self.count as f64);
-            map::<A, 1>([inputs[0]], &mut outputs[0], |[dy]| dy / n)
+            map::<A, 1>([inputs[0]], &mut outputs[0], #[inline(always)] |[dy]| dy / n)
         })
     }
 

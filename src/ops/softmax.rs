@@ -2,40 +2,38 @@
 //!
 //! The largest element is subtracted first, so nothing overflows and adding a constant to a row changes nothing but
 //! rounding; log_softmax subtracts it before the logarithm of the sum, never both at once. A row whose largest element is
-//! infinite gives NaN, as in PyTorch. Each of the four is one kernel on a contiguous row; rows that lie across memory are
-//! brought into that form and back, a tile of neighbouring columns at a time.
+//! infinite gives NaN, as in PyTorch. Along the last dimension each row is worked on while it is in cache; along others
+//! the reductions over columns and the elementwise pass of `reduce` do the work.
+//!
+//! `Real::exp(x)`, not `x.exp()`: where the type is known to be f32, that is the standard library's, which does not vectorise.
 
 #![forbid(unsafe_code)]
 
-use super::reduce::{into_wide, real, same_dtype, wide};
+use super::reduce::{folded, into_wide, map, real, same_dtype, wide};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
-use crate::cpu::reduce::{Fold, GRAIN, Max, fold_slices, merged, position, sum_slices, vectorize};
-use crate::cpu::simd::MatMut;
-use crate::cpu::{par, simd};
-use crate::dtype::Real;
-use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
+use crate::cpu::par;
+use crate::cpu::pool::Block;
+use crate::cpu::reduce::{Fold, GRAIN, Max, Reduction, Sum, SumOf};
+use crate::cpu::reduce::{fold_slices, merged, position, sum_slices, vectorize};
+use crate::dtype::{Element, Real};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape};
 
 super::family!(Softmax, SoftmaxBackward, LogSoftmax, LogSoftmaxBackward);
 
-/// One input of [`along`]: its elements, the dimensions before and behind the one in question, the stride of that one.
+/// An input as rows along one dimension.
 pub(super) struct Strided<'a, A> {
     data: &'a [A],
     before: Vec<(usize, usize)>,
-    behind: Vec<(usize, usize)>,
     stride: usize,
 }
 
 impl<'a, A: Real> Strided<'a, A> {
+    /// Rows along dimension `dim`, behind which there are only dimensions of size 1.
     pub(super) fn new(view: &View<'a>, dim: usize) -> Self {
         let (shape, strides) = (view.shape(), view.layout().strides);
-        let dims = |range: std::ops::Range<usize>| merged(range.map(|d| (shape[d], strides[d])).collect());
-        Strided {
-            data: view.data(),
-            before: dims(0..dim.min(shape.rank())),
-            behind: dims((dim + 1).min(shape.rank())..shape.rank()),
-            stride: if dim < shape.rank() { strides[dim] } else { 1 },
-        }
+        let before = merged((0..dim.min(shape.rank())).map(|d| (shape[d], strides[d])).collect());
+        Strided { data: view.data(), before, stride: if dim < shape.rank() { strides[dim] } else { 1 } }
     }
 
     /// Whether [`Strided::row`] needs no buffer.
@@ -43,13 +41,13 @@ impl<'a, A: Real> Strided<'a, A> {
         self.stride == 1
     }
 
-    /// The row `n` long at `outer`, `inner`: itself if it is contiguous, else brought into `buffer`.
+    /// Row number `index`, `n` long: itself if it is contiguous, else brought into `buffer`.
     #[inline(always)]
-    pub(super) fn row<'b>(&self, outer: usize, inner: usize, n: usize, buffer: &'b mut [A]) -> &'b [A]
+    pub(super) fn row<'b>(&self, index: usize, n: usize, buffer: &'b mut [A]) -> &'b [A]
     where
         'a: 'b,
     {
-        let start = position(&self.before, outer) + position(&self.behind, inner);
+        let start = position(&self.before, index);
         if self.stride == 1 {
             return &self.data[start..start + n];
         }
@@ -59,16 +57,13 @@ impl<'a, A: Real> Strided<'a, A> {
     }
 }
 
-/// Overwrites `out` by `values`, or adds them.
-#[inline(always)]
-pub(super) fn put<A: Real>(out: &mut [A], values: &[A], add: bool) {
-    for (o, &v) in out.iter_mut().zip(values) {
-        *o = if add { *o + v } else { v };
-    }
+/// Whether rows along dimension `dim` are contiguous in an output of this shape.
+fn is_last(shape: &Shape, dim: usize) -> bool {
+    shape.iter().skip(dim + 1).product::<usize>() == 1
 }
 
-/// Runs `kernel` on each row of the inputs along dimension `dim`; it overwrites the row it is given last.
-fn along<A: Real, const N: usize>(
+/// Runs `kernel` on each row of the inputs along the last dimension; it overwrites the row it is given last.
+fn along_rows<A: Real, const N: usize>(
     dim: usize,
     inputs: [View<'_>; N],
     out: &mut Out<'_>,
@@ -78,32 +73,17 @@ fn along<A: Real, const N: usize>(
     if shape.numel() == 0 {
         return Ok(());
     }
+    let n = extent(&shape, dim);
     let mut copies = [const { None }; N];
     let mut views = inputs;
     for ((view, input), copy) in views.iter_mut().zip(&inputs).zip(&mut copies) {
         *view = wide(input, copy)?;
     }
-    into_wide(out, |out, add| {
-        along_wide(dim, &shape, views, out, add, kernel);
-        Ok(())
-    })
-}
-
-fn along_wide<A: Real, const N: usize>(
-    dim: usize,
-    shape: &Shape,
-    inputs: [View<'_>; N],
-    out: &mut [A],
-    add: bool,
-    kernel: impl Fn([&[A]; N], &mut [A]) + Sync,
-) {
-    let n = extent(shape, dim);
-    let inner: usize = shape.iter().skip(dim + 1).product();
-    let inputs = inputs.map(|v| Strided::<A>::new(&v, dim));
+    let inputs = views.map(|v| Strided::<A>::new(&v, dim));
     let vector = |len: usize| vec![A::ZERO; len];
-    if inner == 1 {
-        let rows = (GRAIN / n).max(1);
-        return par::for_each_chunk_mut(out, rows * n, |task, out| {
+    let rows = (GRAIN / n).max(1);
+    into_wide(out, |out, add| {
+        par::for_each_chunk_mut(out, rows * n, |task, out| {
             let mut buffers: [_; N] = std::array::from_fn(|k| vector(if inputs[k].direct() { 0 } else { n }));
             let mut result = vector(if add { n } else { 0 });
             vectorize::<A, _>(
@@ -112,82 +92,44 @@ fn along_wide<A: Real, const N: usize>(
                     for (i, out) in out.chunks_exact_mut(n).enumerate() {
                         let mut buffers = buffers.iter_mut();
                         let rows = std::array::from_fn(|k| {
-                            inputs[k].row(task * rows + i, 0, n, buffers.next().expect("one for each input"))
+                            inputs[k].row(task * rows + i, n, buffers.next().expect("one for each input"))
                         });
+                        kernel(rows, if add { &mut result } else { &mut *out });
                         if add {
-                            kernel(rows, &mut result);
-                            put(out, &result, true);
-                        } else {
-                            kernel(rows, out);
+                            out.iter_mut().zip(&result).for_each(|(o, &v)| *o += v);
                         }
                     }
                 },
             );
         });
-    }
-    // Columns `first..first + mat.cols()` of matrix `outer`, a tile at a time.
-    let width = (GRAIN / 4 / n).clamp(16, 64).min(inner);
-    let columns = |outer: usize, first: usize, mut mat: MatMut<'_, A>| {
-        let mut tiles: [_; N] = std::array::from_fn(|_| vector(n * width));
-        let (mut results, mut back) = (vector(n * width), vector(n * width));
-        for from in (0..mat.cols()).step_by(width) {
-            let w = width.min(mat.cols() - from);
-            for (input, tile) in inputs.iter().zip(&mut tiles) {
-                let whole = match input.behind[..] {
-                    [(_, 1)] => Some(&input.data[position(&input.before, outer) + first + from..]),
-                    _ => None,
-                };
-                match whole {
-                    Some(src) => simd::transpose(src, input.stride, (n, w), tile, n),
-                    None => vectorize::<A, _>(
-                        #[inline(always)]
-                        || {
-                            for (j, row) in tile.chunks_exact_mut(n).take(w).enumerate() {
-                                let start = position(&input.before, outer)
-                                    + position(&input.behind, first + from + j);
-                                let elements = row.iter_mut().enumerate();
-                                elements.for_each(|(i, b)| *b = input.data[start + i * input.stride]);
-                            }
-                        },
-                    ),
-                }
-            }
-            vectorize::<A, _>(
-                #[inline(always)]
-                || {
-                    for (j, result) in results.chunks_exact_mut(n).take(w).enumerate() {
-                        kernel(std::array::from_fn(|k| &tiles[k][j * n..][..n]), result);
-                    }
-                },
-            );
-            simd::transpose(&results, n, (w, n), &mut back, w);
-            let mut part = mat.part(0, n, from, w);
-            vectorize::<A, _>(
-                #[inline(always)]
-                || (0..n).for_each(|i| put(part.row(i), &back[i * w..][..w], add)),
-            );
-        }
-    };
-    let size = n * inner;
-    if size < GRAIN {
-        let each = GRAIN / size;
-        return par::for_each_chunk_mut(out, each * size, |task, out| {
-            for (i, out) in out.chunks_exact_mut(size).enumerate() {
-                columns(task * each + i, 0, MatMut::new(out, n, inner, inner));
-            }
-        });
-    }
-    let step = (GRAIN / n).next_multiple_of(width).max(width);
-    let mut tasks = Vec::with_capacity(out.len() / size * inner.div_ceil(step));
-    for (outer, out) in out.chunks_exact_mut(size).enumerate() {
-        let mut rest = MatMut::new(out, n, inner, inner);
-        for first in (0..inner).step_by(step) {
-            let (left, right) = rest.split_cols(step.min(inner - first));
-            tasks.push((outer, first, left));
-            rest = right;
-        }
-    }
-    par::each(tasks.len(), tasks.into_iter(), |(outer, first, mat)| columns(outer, first, mat));
+        Ok(())
+    })
+}
+
+/// `fold` over dimension `dim` of a view that is wide, with that dimension kept.
+fn across<A: Real, F: Fold<A, Acc = A>>(
+    dim: usize,
+    fold: &F,
+    view: &View<'_>,
+    params: &[F::Param],
+) -> Result<Block> {
+    folded::<A, _>(&Reduction::new(view.layout(), |d| d == dim), fold, view, params)
+}
+
+/// The number of rows along `dim`.
+fn count(shape: &Shape, dim: usize) -> usize {
+    shape.with(dim, 1).numel()
+}
+
+/// max and Σ e^(x − max) over dimension `dim`, which is not the last.
+fn exponentials<A: Real>(dim: usize, x: &View<'_>) -> Result<(Block, Block)> {
+    let max = across::<A, _>(dim, &Max, x, &vec![(); count(&x.shape(), dim)])?;
+    let sum = SumOf(
+        #[inline(always)]
+        |x: A, max: A| Real::exp(x - max),
+    );
+    let sum = across::<A, _>(dim, &sum, x, max.typed())?;
+    Ok((max, sum))
 }
 
 /// The size of dimension `dim`; a 0-d tensor has a dimension 0 of size 1 here, as in PyTorch.
@@ -265,12 +207,21 @@ impl Op for Softmax {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         real!(Self::NAME, inputs[0].dtype(), A => {
-            along::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
-                let max = largest(x);
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
-                let sum = sum_slices([&*y], |[e]| e);
-                y.iter_mut().for_each(|y| *y /= sum);
-            })
+            let shape = inputs[0].shape();
+            if is_last(&shape, self.dim) {
+                return along_rows::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
+                    let max = largest(x);
+                    y.iter_mut().zip(x).for_each(#[inline(always)] |(y, &x)| *y = Real::exp(x - max));
+                    let sum = sum_slices([&*y], |[e]| e);
+                    y.iter_mut().for_each(|y| *y /= sum);
+                });
+            }
+            let mut copy = None;
+            let x = wide(&inputs[0], &mut copy)?;
+            let (max, sum) = exponentials::<A>(self.dim, &x)?;
+            let kept = shape.with(self.dim, 1);
+            let (max, sum) = (View::of(max.typed::<A>(), kept), View::of(sum.typed::<A>(), kept));
+            map::<A, 3>([x, max, sum], &mut outputs[0], #[inline(always)] |[x, max, sum]| Real::exp(x - max) / sum)
         })
     }
 
@@ -302,10 +253,20 @@ impl Op for SoftmaxBackward {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         real!(Self::NAME, inputs[0].dtype(), A => {
-            along::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
-                let sum = sum_slices([y, dy], |[y, dy]| y * dy);
-                dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = y * (dy - sum));
-            })
+            let shape = inputs[0].shape();
+            if is_last(&shape, self.dim) {
+                return along_rows::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
+                    let sum = sum_slices([y, dy], |[y, dy]| y * dy);
+                    dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = y * (dy - sum));
+                });
+            }
+            let mut products = Block::new(shape.numel() * size_of::<A>())?;
+            let mut out = Out::new(products.as_mut(), shape, A::DTYPE, Mode::Write);
+            map::<A, 2>([inputs[0], inputs[1]], &mut out, #[inline(always)] |[y, dy]| y * dy)?;
+            let products = View::of(products.typed::<A>(), shape);
+            let sum = across::<A, _>(self.dim, &Sum, &products, &vec![(); count(&shape, self.dim)])?;
+            let sum = View::of(sum.typed::<A>(), shape.with(self.dim, 1));
+            map::<A, 3>([inputs[0], inputs[1], sum], &mut outputs[0], #[inline(always)] |[y, dy, sum]| y * (dy - sum))
         })
     }
 
@@ -336,11 +297,21 @@ impl Op for LogSoftmax {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         real!(Self::NAME, inputs[0].dtype(), A => {
-            along::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
-                let max = largest(x);
-                let log = sum_slices([x], |[x]| (x - max).exp()).ln();
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max) - log);
-            })
+            let shape = inputs[0].shape();
+            if is_last(&shape, self.dim) {
+                return along_rows::<A, 1>(self.dim, [inputs[0]], &mut outputs[0], #[inline(always)] |[x], y| {
+                    let max = largest(x);
+                    let log = Real::ln(sum_slices([x], #[inline(always)] |[x]| Real::exp(x - max)));
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max) - log);
+                });
+            }
+            let mut copy = None;
+            let x = wide(&inputs[0], &mut copy)?;
+            let (max, mut log) = exponentials::<A>(self.dim, &x)?;
+            log.typed_mut::<A>().iter_mut().for_each(|s| *s = Real::ln(*s));
+            let kept = shape.with(self.dim, 1);
+            let (max, log) = (View::of(max.typed::<A>(), kept), View::of(log.typed::<A>(), kept));
+            map::<A, 3>([x, max, log], &mut outputs[0], #[inline(always)] |[x, max, log]| (x - max) - log)
         })
     }
 
@@ -374,10 +345,19 @@ impl Op for LogSoftmaxBackward {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         real!(Self::NAME, inputs[0].dtype(), A => {
-            along::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
-                let sum = sum_slices([dy], |[dy]| dy);
-                dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = dy - y.exp() * sum);
-            })
+            let shape = inputs[0].shape();
+            if is_last(&shape, self.dim) {
+                return along_rows::<A, 2>(self.dim, [inputs[0], inputs[1]], &mut outputs[0], #[inline(always)] |[y, dy], dx| {
+                    let sum = sum_slices([dy], |[dy]| dy);
+                    let each = dx.iter_mut().zip(y).zip(dy);
+                    each.for_each(#[inline(always)] |((dx, &y), &dy)| *dx = dy - Real::exp(y) * sum);
+                });
+            }
+            let mut copy = None;
+            let dy = wide(&inputs[1], &mut copy)?;
+            let sum = across::<A, _>(self.dim, &Sum, &dy, &vec![(); count(&shape, self.dim)])?;
+            let sum = View::of(sum.typed::<A>(), shape.with(self.dim, 1));
+            map::<A, 3>([inputs[0], dy, sum], &mut outputs[0], #[inline(always)] |[y, dy, sum]| dy - Real::exp(y) * sum)
         })
     }
 

@@ -442,7 +442,7 @@ unary! {
     /// x · (1 + erf(x / √2)) / 2, PyTorch's gelu with `approximate='none'`; also accurate for negative x.
     gelu() = Gelu, "gelu_backward", Input;
     |x| Activation::Gelu.apply(x), |dy, x| Activation::Gelu.backward(dy, x);
-    [Gelu {}], Values::Normal(2.0), AWAY_FROM_EXTREMA, ulp(6.0), CURVED;
+    [Gelu {}], Values::Normal(2.0), AWAY_FROM_EXTREMA, ulp(12.0), CURVED;
 
     /// x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2, PyTorch's gelu with `approximate='tanh'`.
     gelu_tanh() = GeluTanh, "gelu_tanh_backward", Input;

@@ -6,10 +6,12 @@ pub mod compare;
 pub mod layouts;
 
 use std::any::Any;
+use std::fmt::Debug;
 use std::io::Write as _;
 
 use warpsmith::dtype::Element as _;
-use warpsmith::ops::{Arg, Op, Values};
+use warpsmith::ops::{self, Arg, Case, Op, Tolerance, Values, Visitor};
+use warpsmith::tensor::Mode;
 use warpsmith::{DType, Device, Result, Tensor, dispatch};
 
 pub const CPU: Device = Device::Cpu;
@@ -127,10 +129,75 @@ pub fn draw(values: &Values, shape: &[usize], rng: &mut Rng) -> Vec<f64> {
     }
 }
 
+/// An op without its type: the checks are compiled once and not once an op, which took many minutes.
+pub trait AnyOp: Debug + Send + Sync {
+    fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>>;
+    fn run_into(&self, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)]) -> Result<()>;
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl<O: Op> AnyOp for O {
+    fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        ops::run(*self, inputs)
+    }
+    fn run_into(&self, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)]) -> Result<()> {
+        ops::run_into(*self, inputs, outputs)
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// One way to call an op.
+pub struct AnyCase {
+    pub op: Box<dyn AnyOp>,
+    pub inputs: Vec<Arg>,
+}
+
+impl AnyCase {
+    fn of<O: Op>(case: Case<O>) -> AnyCase {
+        AnyCase { op: Box::new(case.op), inputs: case.inputs }
+    }
+}
+
+/// An op under test.
+pub struct Subject {
+    pub name: &'static str,
+    pub accumulates: bool,
+    /// How many of the last outputs are statistics for backward.
+    pub statistics: usize,
+    pub dtypes: &'static [DType],
+    pub tolerance: Tolerance,
+    pub cases: Vec<AnyCase>,
+    pub large: Vec<AnyCase>,
+}
+
+/// Every op of the crate.
+pub fn subjects() -> Vec<Subject> {
+    struct Collect(Vec<Subject>);
+    impl Visitor for Collect {
+        fn visit<O: Op>(&mut self) {
+            let cases = O::cases();
+            self.0.push(Subject {
+                name: O::NAME,
+                accumulates: O::ACCUMULATES,
+                statistics: O::STATISTICS,
+                dtypes: cases.dtypes,
+                tolerance: cases.tolerance,
+                cases: cases.list.into_iter().map(AnyCase::of).collect(),
+                large: crate::reference::large::cases::<O>().into_iter().map(AnyCase::of).collect(),
+            });
+        }
+    }
+    let mut collect = Collect(Vec::new());
+    ops::visit_all(&mut collect);
+    collect.0
+}
+
 /// The inputs of a case for one dtype; the same values for every dtype, rounded to it.
-pub fn inputs_of<O: Op>(args: &[Arg], number: usize, dtype: DType) -> Vec<Value> {
+pub fn inputs_of(name: &str, args: &[Arg], number: usize, dtype: DType) -> Vec<Value> {
     let one = |(i, arg): (usize, &Arg)| {
-        let mut rng = Rng::of(&[&O::NAME, &number, &i]);
+        let mut rng = Rng::of(&[&name, &number, &i]);
         let dtype = arg.dtype.unwrap_or(dtype);
         Value {
             shape: arg.shape.clone(),

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 
+use warpsmith::cpu::activation::Activation;
 use warpsmith::ops::*;
 use warpsmith::{DType, Shape};
 
@@ -64,6 +65,77 @@ fn all() -> Vec<Box<dyn Any>> {
     ];
     all.extend(reductions(|axes, keepdim| Sum { axes, keepdim }));
     all.extend(reductions(|axes, keepdim| Mean { axes, keepdim }));
+    all.extend(reductions(|axes, keepdim| Amax { axes, keepdim }));
+    all.extend(reductions(|axes, keepdim| Amin { axes, keepdim }));
+    all.extend(reductions(|axes, keepdim| Argmax { axes, keepdim }));
+    all.extend(reductions(|axes, keepdim| Argmin { axes, keepdim }));
+    all.extend(reductions(|axes, keepdim| Var { axes, correction: 1, keepdim }));
+    all.extend(reductions(|axes, keepdim| LogSumExp { axes, keepdim }));
+    for shape in [[300, 257], [3, 40_000], [65_537, 2]] {
+        all.push(case(Softmax { dim: 1 }, vec![normal(&shape)]));
+        all.push(case(LogSoftmax { dim: 1 }, vec![normal(&shape)]));
+        all.push(case(
+            SoftmaxBackward { dim: 1 },
+            vec![Arg::new(&shape, Values::Distribution), normal(&shape)],
+        ));
+        all.push(case(
+            LogSoftmaxBackward { dim: 1 },
+            vec![Arg::new(&shape, Values::Uniform(-4.0, 0.0)), normal(&shape)],
+        ));
+        all.push(case(Softmax { dim: 0 }, vec![normal(&shape)]));
+        let one = Shape::new(&shape[1..]).unwrap();
+        let parameter = || normal(&shape[1..]);
+        let norm = LayerNorm { shape: one, weight: true, bias: true, eps: 1e-5 };
+        all.push(case(norm, vec![normal(&shape), parameter(), parameter()]));
+        all.push(case(RmsNorm { shape: one, weight: true, eps: 1e-5 }, vec![normal(&shape), parameter()]));
+        let (mean, rstd) =
+            (Arg::new(&shape[..1], Values::Normal(0.1)), Arg::new(&shape[..1], Values::Uniform(0.3, 0.7)));
+        let back = LayerNormBackward { shape: one, weight: true, bias: true, stats: false };
+        all.push(case(back, vec![normal(&shape), mean, rstd.clone(), normal(&shape), parameter()]));
+        let back = RmsNormBackward { shape: one, weight: true, stats: false };
+        all.push(case(back, vec![normal(&shape), rstd, normal(&shape), parameter()]));
+        for reduction in [Reduction::Mean, Reduction::None] {
+            let target = || index(&shape[..1], shape[1]);
+            let op =
+                loss::CrossEntropyLoss { weighted: false, ignore_index: 1, label_smoothing: 0.1, reduction };
+            all.push(case(op, vec![normal(&shape), target()]));
+            all.push(case(
+                loss::PointLoss { kind: loss::Mse, reduction },
+                vec![normal(&shape), normal(&shape)],
+            ));
+            let bce = loss::Bce { weight: false, pos_weight: false };
+            let likely = Arg::new(&shape, Values::Uniform(0.0, 1.0));
+            all.push(case(loss::PointLoss { kind: bce, reduction }, vec![normal(&shape), likely]));
+        }
+    }
+    let wide = [251, 260];
+    for (a, b) in [([251, 260], vec![251, 260]), (wide, vec![260]), (wide, vec![251, 1]), (wide, vec![])] {
+        let b = Arg::new(&b, Values::AwayFrom { points: &[0.0], gap: 0.1 });
+        all.push(case(Zip(Add), vec![normal(&a), b.clone()]));
+        all.push(case(Zip(Mul), vec![b.clone(), normal(&a)]));
+        all.push(case(Zip(Div), vec![normal(&a), b.clone()]));
+        all.push(case(ZipBackward { of: Mul, operand: 0 }, vec![normal(&a), b.clone()]));
+        all.push(case(Compare(Lt), vec![normal(&a), b.clone()]));
+        all.push(case(Where, vec![Arg::typed(&a, Values::Integers(0, 1), DType::U8), normal(&a), b]));
+    }
+    for shape in [vec![70_001], vec![333, 200]] {
+        all.push(case(Map(Relu {}), vec![normal(&shape)]));
+        all.push(case(MapBackward(Relu {}), vec![normal(&shape), normal(&shape)]));
+        all.push(case(Map(Gelu {}), vec![normal(&shape)]));
+        all.push(case(Map(Exp {}), vec![normal(&shape)]));
+        all.push(case(Map(Tanh {}), vec![normal(&shape)]));
+        all.push(case(Map(Silu {}), vec![normal(&shape)]));
+        let step = Arg::typed(&[], Values::Exactly(vec![5.0]), DType::I64);
+        all.push(case(Dropout { p: 0.4, seed: 9, site: 1, offset: 3 }, vec![normal(&shape), step]));
+        all.push(case(SumTo { shape: Shape::new(&shape[1..]).unwrap() }, vec![normal(&shape)]));
+    }
+    for (m, k, n) in [(64, 1000, 50), (257, 129, 65), (1, 1000, 333), (1025, 33, 7)] {
+        all.push(case(MatMul, vec![normal(&[m, k]), normal(&[k, n])]));
+        let op = Linear { bias: true, activation: Activation::Relu, keep_pre: false };
+        all.push(case(op, vec![normal(&[m, k]), normal(&[n, k]), normal(&[n])]));
+    }
+    all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[40, 31, 19])]));
+    all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[31, 19])]));
     all
 }
 

@@ -7,26 +7,17 @@ use warpsmith::DType;
 use warpsmith::ops::Reduction;
 use warpsmith::ops::loss::*;
 
+use super::binary::broadcast;
 use super::dd::{Dd, dd};
 use super::softmax::{log_scale, stats};
 use super::{Expected, Specials};
 use crate::harness::Value;
-use crate::harness::layouts::{indices, strides};
 
 /// A value and its scale.
 type Pair = (Dd, Dd);
 
 fn sized(v: Dd) -> Pair {
     (v, v.abs())
-}
-
-/// `x` broadcast to `shape`, in row-major order.
-fn broadcast(x: &Value, shape: &[usize]) -> Vec<Dd> {
-    let (lead, steps) = (shape.len() - x.shape.len(), strides(&x.shape));
-    let at = |i: Vec<usize>| -> usize {
-        (0..x.shape.len()).map(|d| if x.shape[d] == 1 { 0 } else { i[lead + d] * steps[d] }).sum()
-    };
-    indices(shape).map(|i| dd(x.data[at(i)])).collect()
 }
 
 /// What sums of `count` losses from an input of `shape` are divided by.

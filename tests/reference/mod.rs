@@ -5,6 +5,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod binary;
 pub mod copy;
 pub mod dd;
 pub mod index;
@@ -71,6 +72,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         matmul::expected,
         norm::expected,
         unary::expected,
+        binary::expected,
     ];
     families.iter().find_map(|f| f(op, inputs))
 }
@@ -85,6 +87,7 @@ pub fn specials(op: &dyn Any) -> Option<Specials> {
         loss::specials,
         matmul::specials,
         unary::specials,
+        binary::specials,
     ];
     families.iter().find_map(|f| f(op))
 }

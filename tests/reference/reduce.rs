@@ -73,7 +73,8 @@ fn place(x: &Value, group: &[usize], before: fn(f64, f64) -> bool) -> usize {
 
 fn extrema(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     let x = &inputs[0];
-    let (larger, smaller): (fn(f64, f64) -> bool, fn(f64, f64) -> bool) = (|a, b| a > b, |a, b| a < b);
+    let larger: fn(f64, f64) -> bool = |a, b| a > b;
+    let smaller: fn(f64, f64) -> bool = |a, b| a < b;
     let (axes, keepdim, before, places) = if let Some(op) = op.downcast_ref::<ops::Amax>() {
         (op.axes, op.keepdim, larger, false)
     } else if let Some(op) = op.downcast_ref::<ops::Amin>() {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::GRAIN;
 use crate::cpu::par;
+use crate::cpu::simd::vectorize;
 use crate::cpu::strided::Runs;
 use crate::dtype::Element;
 use crate::shape::Layout;
@@ -34,7 +35,7 @@ impl Index for i64 {
     #[inline(always)]
     fn place(self) -> usize {
         // On a 32-bit machine a cast alone would drop the upper half.
-        usize::try_from(self).unwrap_or(usize::MAX)
+        if usize::BITS == 64 { self as usize } else { usize::try_from(self).unwrap_or(usize::MAX) }
     }
     fn value(self) -> i64 {
         self
@@ -182,15 +183,21 @@ impl Table {
         dst: &mut [T],
     ) -> bool {
         if is == 1 && xs == 0 && self.step == 1 && self.size > 0 {
-            // Along the last dimension: everything comes from one row of x.
+            // Along the last dimension: everything comes from one row of x. A bad index reads the last element, so that the
+            // loop has no branch and becomes vector gathers.
             let row = &x[x_at..][..self.size];
-            for (index, d) in index[i_at..].iter().zip(dst) {
-                match row.get(index.place()) {
-                    Some(v) => *d = *v,
-                    None => return false,
-                }
-            }
-            return true;
+            return vectorize(
+                #[inline(always)]
+                || {
+                    let mut good = true;
+                    for (index, d) in index[i_at..].iter().zip(dst) {
+                        let place = index.place();
+                        good &= place < row.len();
+                        *d = row[place.min(row.len() - 1)];
+                    }
+                    good
+                },
+            );
         }
         for (k, d) in dst.iter_mut().enumerate() {
             let place = index[i_at + k * is].place();

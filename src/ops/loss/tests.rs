@@ -237,7 +237,7 @@ fn divergences_are_those_of_pytorch() {
         let lse = |r: &[f64]| r.iter().map(|v| v.exp()).sum::<f64>().ln();
         let data: Vec<f64> =
             rows.chunks(3).flat_map(|r| r.iter().map(|v| v - lse(r)).collect::<Vec<_>>()).collect();
-        tensor(&data, &x.dims().to_vec())
+        tensor(&data, x.dims())
     };
     let a = values(&[2, 3]);
     let b = tensor(&[0.0, 1.0, 0.25, 0.5, 1.0, 0.0], &[2, 3]);
