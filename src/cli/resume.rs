@@ -93,7 +93,7 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
         let (value, before) = (text(&value), saved_table.get(&key).map_or_else(|| "none".to_owned(), text));
         let agrees = match key.as_str() {
             "task" => value == "auto",
-            "data" | "test-data" => same_files(&value, &before),
+            "data" | "test-data" => saved_table.contains_key(&key) && same_files(&value, &before),
             _ => false,
         };
         if !agrees {

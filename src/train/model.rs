@@ -98,6 +98,7 @@ impl Model {
         let hidden = &architecture.mlp.hidden;
         let widths: Vec<usize> =
             [architecture.inputs].iter().chain(hidden).chain(&[architecture.outputs]).copied().collect();
+        check_memory(&widths)?;
         let layer = |(i, pair): (usize, &[usize])| {
             let layer = Linear::new(&scope.enter(i * stride), pair[0], pair[1])?;
             let last = i == hidden.len();
@@ -263,6 +264,22 @@ impl Model {
             None => Ok(()),
         }
     }
+}
+
+/// Errors (kind `OutOfMemory`) if the system would refuse the memory that training layers of these widths takes. Asked in
+/// advance, because a vector that cannot be had ends the process.
+fn check_memory(widths: &[usize]) -> Result<()> {
+    // A parameter, its gradient and two moments in f32, and its initial value in f64.
+    const BYTES: usize = 24;
+    let layer = |pair: &[usize]| pair[0].checked_add(1)?.checked_mul(pair[1]);
+    let count = widths.windows(2).try_fold(0usize, |sum, pair| sum.checked_add(layer(pair)?));
+    let bytes = count.and_then(|count| count.checked_mul(BYTES));
+    if bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+        return Ok(());
+    }
+    let text = bytes.map_or_else(|| "more bytes than can be counted".to_owned(), |bytes| format!("{bytes} bytes"));
+    let message = format!("a network of layers {widths:?} needs {text} of memory to train, which cannot be had");
+    Err(Error::new(ErrorKind::OutOfMemory, message).with_help("make its layers narrower"))
 }
 
 fn slice(targets: &Targets, start: usize, count: usize) -> Targets {
