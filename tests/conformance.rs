@@ -271,7 +271,11 @@ fn accumulates(
         let got = out.to_f64_vec().map_err(|e| e.to_string())?;
         for (i, (got, old)) in got.into_iter().zip(old(out)).enumerate() {
             let (new, dtype) = (want.values[i], want.dtype);
-            let sum = round::to(dtype, new) + old;
+            // Integers wrap.
+            let sum = match dtype {
+                DType::I32 => (round::to(dtype, new) as i64 as i32).wrapping_add(old as i32) as f64,
+                _ => round::to(dtype, new) + old,
+            };
             let bound = if dtype.is_float() {
                 // The op's own bound, its rounding to the type, and the rounding of the sum.
                 compare::bound(tolerance, want.exact_as, new, want.scale[i])

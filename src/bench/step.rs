@@ -13,7 +13,7 @@ use crate::nn::Cx;
 use crate::optim::{Adam, Optimizer};
 use crate::tensor::no_grad;
 use crate::train::{Architecture, Mlp, Model};
-use crate::{Device, Error, ErrorKind, Result, Tensor};
+use crate::{DType, Device, Error, ErrorKind, Result, Tensor};
 
 /// What to time.
 #[derive(Clone, Debug)]
@@ -63,6 +63,8 @@ impl StepBench {
         let architecture = Architecture::new(task, self.inputs, self.outputs, self.mlp.clone());
         let model = Model::new(architecture, self.seed, self.device)?;
         let mut adam = Optimizer::new(model.arena(), Adam::default(), 1e-3)?;
+        // First as a tensor, whose memory may be refused; drawing the numbers would end the process.
+        drop(Tensor::zeros([batch, self.inputs], DType::F32, self.device)?);
         let x = Tensor::from_slice(
             &normal(batch * self.inputs, self.seed, 1),
             [batch, self.inputs],

@@ -447,7 +447,9 @@ fn backward_cases<O: Copy>(
         Case { op, inputs: inputs.into_iter().flatten().collect() }
     };
     let list = SHAPES.iter().enumerate().map(case).collect();
-    Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(16.0, WHY), list }
+    // Over equal rows all additions of a chain may round to one side.
+    let why = "chains of at most 32 additions joined in a tree, and the roundings of what is added";
+    Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(40.0, why), list }
 }
 
 /// x · weight / √(mean of x² + eps) over the last dimensions; inputs x and weight where there is one; outputs y and

@@ -277,8 +277,10 @@ fn check_memory(widths: &[usize]) -> Result<()> {
     if bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
         return Ok(());
     }
-    let text = bytes.map_or_else(|| "more bytes than can be counted".to_owned(), |bytes| format!("{bytes} bytes"));
-    let message = format!("a network of layers {widths:?} needs {text} of memory to train, which cannot be had");
+    let text =
+        bytes.map_or_else(|| "more bytes than can be counted".to_owned(), |bytes| format!("{bytes} bytes"));
+    let message =
+        format!("a network of layers {widths:?} needs {text} of memory to train, which cannot be had");
     Err(Error::new(ErrorKind::OutOfMemory, message).with_help("make its layers narrower"))
 }
 

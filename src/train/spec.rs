@@ -365,7 +365,10 @@ impl TrainConfig {
         let counts = [self.epochs, self.batch as u64, self.horizon, self.patience, self.seed];
         for (what, n) in ["epochs", "batch", "horizon", "patience", "seed"].into_iter().zip(counts) {
             if i64::try_from(n).is_err() {
-                return Err(Error::argument(format!("{what} {n} is too large: at most {} is allowed", i64::MAX)));
+                return Err(Error::argument(format!(
+                    "{what} {n} is too large: at most {} is allowed",
+                    i64::MAX
+                )));
             }
         }
         self.schedule.check()
