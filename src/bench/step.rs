@@ -13,7 +13,7 @@ use crate::nn::Cx;
 use crate::optim::{Adam, Optimizer};
 use crate::tensor::no_grad;
 use crate::train::{Architecture, Mlp, Model};
-use crate::{DType, Device, Error, ErrorKind, Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 
 /// What to time.
 #[derive(Clone, Debug)]
