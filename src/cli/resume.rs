@@ -65,6 +65,7 @@ fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings> {
         schedule: Some(training.schedule),
         warmup: Some(training.warmup),
         horizon: Some(training.horizon),
+        label_smoothing: Some(training.label_smoothing),
         clip: training.clip,
         batch: Some(training.batch),
         seed: Some(training.seed),

@@ -137,8 +137,15 @@ impl Model {
     /// The mean loss of `outputs` `[rows, outputs]`, a 0-d tensor: cross-entropy, two-class cross-entropy on logits, or
     /// mean squared error of the scaled values.
     pub fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        self.training_loss(outputs, targets, 0.0)
+    }
+
+    /// As [`Model::loss`], with label smoothing where there are several classes.
+    pub fn training_loss(&self, outputs: &Tensor, targets: &Tensor, label_smoothing: f64) -> Result<Tensor> {
         match self.architecture.task {
-            Task::Multiclass => outputs.cross_entropy(targets, CrossEntropy::default()),
+            Task::Multiclass => {
+                outputs.cross_entropy(targets, CrossEntropy { label_smoothing, ..CrossEntropy::default() })
+            }
             Task::Binary => {
                 outputs.reshape(targets.shape())?.bce_with_logits(targets, BceWithLogits::default())
             }
