@@ -273,7 +273,8 @@ fn accumulates(
             let (new, dtype) = (want.values[i], want.dtype);
             // Integers wrap.
             let sum = match dtype {
-                DType::I32 => (round::to(dtype, new) as i64 as i32).wrapping_add(old as i32) as f64,
+                DType::I32 => (round::to(dtype, new) as i32).wrapping_add(old as i32) as f64,
+                DType::I64 => (round::to(dtype, new) as i64).wrapping_add(old as i64) as f64,
                 _ => round::to(dtype, new) + old,
             };
             let bound = if dtype.is_float() {
