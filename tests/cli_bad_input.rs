@@ -62,7 +62,8 @@ fn there_is_no_cuda_and_no_silent_cpu_run() {
 #[test]
 fn bad_tables_exit_with_4_and_name_the_place() {
     let place = Place::new("tables");
-    let number_rows = |last: &str| (0..30).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{i},2,{}\n", i % 2)) + last;
+    let number_rows =
+        |last: &str| (0..30).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{i},2,{}\n", i % 2)) + last;
     for (name, text, words) in [
         ("empty.csv", String::new(), &["empty.csv"][..]),
         ("header.csv", "a,b,y\n".into(), &["header.csv"]),
@@ -72,7 +73,11 @@ fn bad_tables_exit_with_4_and_name_the_place() {
         ("inf.csv", number_rows("1,-inf,1\n"), &["inf.csv, line 32, column b", "inf"]),
         ("single.csv", "a,y\n1,no\n2,no\n3,no\n4,no\n5,no\n".into(), &["single.csv", "column y", "no"]),
         ("few.csv", "a,y\n1,no\n2,yes\n".into(), &["few.csv", "too few"]),
-        ("only.csv", (0..20).fold("y\n".to_owned(), |t, i| t + &format!("{}\n", i % 2)), &["only.csv", "nothing to learn from"]),
+        (
+            "only.csv",
+            (0..20).fold("y\n".to_owned(), |t, i| t + &format!("{}\n", i % 2)),
+            &["only.csv", "nothing to learn from"],
+        ),
     ] {
         place.write(name, text);
         place.refuses(&format!("train --data {name}"), 4, words);
@@ -80,13 +85,28 @@ fn bad_tables_exit_with_4_and_name_the_place() {
     place.refuses("train --data absent.csv", 4, &["absent.csv"]);
     place.refuses("train --data .", 4, &["."]);
     place.write("fruit.csv", fruit(60));
-    place.refuses("train --data fruit.csv --target price", 4, &["fruit.csv", "price", "weight, length, colour, kind"]);
+    place.refuses(
+        "train --data fruit.csv --target price",
+        4,
+        &["fruit.csv", "price", "weight, length, colour, kind"],
+    );
     place.refuses("train --data fruit.csv --task regression", 4, &["fruit.csv", "kind", "texts"]);
-    place.refuses("train --data fruit.csv --target length --task binary", 4, &["fruit.csv", "length", "binary"]);
+    place.refuses(
+        "train --data fruit.csv --target length --task binary",
+        4,
+        &["fruit.csv", "length", "binary"],
+    );
     place.refuses("train --data fruit.csv --batch 1000", 4, &["1000"]);
     place.write("kiwi.csv", "weight,length,colour,kind\n1,2,red,apple\n1,2,red,kiwi\n");
-    place.refuses("train --data fruit.csv --test-data kiwi.csv", 4, &["kiwi.csv, line 3, column kind", "kiwi"]);
-    place.write("object.npy", b"\x93NUMPY\x01\x00\x46\x00{'descr': '|O', 'fortran_order': False, 'shape': (2, 2), }             \n");
+    place.refuses(
+        "train --data fruit.csv --test-data kiwi.csv",
+        4,
+        &["kiwi.csv, line 3, column kind", "kiwi"],
+    );
+    place.write(
+        "object.npy",
+        b"\x93NUMPY\x01\x00\x46\x00{'descr': '|O', 'fortran_order': False, 'shape': (2, 2), }             \n",
+    );
     place.refuses("train --data object.npy", 4, &["object.npy"]);
 }
 
@@ -94,7 +114,8 @@ fn bad_tables_exit_with_4_and_name_the_place() {
 #[test]
 fn harmless_tables_are_accepted() {
     let place = Place::new("harmless");
-    let rows = (0..20).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{i},7,{}\n", i % 2)) + "NA,?,0\n,null,1\n";
+    let rows =
+        (0..20).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{i},7,{}\n", i % 2)) + "NA,?,0\n,null,1\n";
     place.write("t.csv", rows);
     assert_eq!(place.json("train --data t.csv --epochs 1 --quiet")["steps"], 1);
 }
@@ -114,7 +135,9 @@ fn bad_settings_files_exit_with_4_and_name_the_line() {
         place.refuses("train --config c.toml", 4, &words);
     }
     place.refuses("train --config absent.toml", 4, &["absent.toml"]);
-    for (text, word) in [("hidden = [0]\n", "width 0"), ("hidden = 3\n", "line 1"), ("hidden = [3]\nlayers = 2\n", "layers")] {
+    for (text, word) in
+        [("hidden = [0]\n", "width 0"), ("hidden = 3\n", "line 1"), ("hidden = [3]\nlayers = 2\n", "layers")]
+    {
         place.write("net.toml", text);
         place.refuses("train --model net.toml", 4, &["net.toml", word]);
     }
@@ -144,7 +167,12 @@ fn nothing_is_overwritten() {
 fn damaged_models_are_refused() {
     let place = Place::new("damaged");
     let train = "train --limit 300 --epochs 1 --model mlp:8 --out m --quiet";
-    let commands = ["predict --model m --input digits", "eval --model m --data digits", "info m", "train --resume m --epochs 2"];
+    let commands = [
+        "predict --model m --input digits",
+        "eval --model m --data digits",
+        "info m",
+        "train --resume m --epochs 2",
+    ];
     let damage: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>); 3] = [
         ("truncated", &|bytes| bytes[..bytes.len() / 2].to_vec()),
         ("bit-flipped", &|mut bytes| {
@@ -183,7 +211,10 @@ fn a_model_of_a_newer_version_is_refused() {
     let mut lines: Vec<String> = list.lines().map(str::to_owned).collect();
     let crc = |bytes: &[u8]| {
         bytes.iter().fold(!0u32, |crc, &byte| {
-            (0..8).fold(crc ^ byte as u32, |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
+            (0..8).fold(
+                crc ^ byte as u32,
+                |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
+            )
         }) ^ !0
     };
     let model = place.read("m/model.toml");
@@ -194,7 +225,10 @@ fn a_model_of_a_newer_version_is_refused() {
     }
     lines.pop();
     let body = lines.join("\n") + "\n";
-    place.write("m/checksums.txt", format!("{body}{:08x} {} checksums.txt\n", crc(body.as_bytes()), body.len()));
+    place.write(
+        "m/checksums.txt",
+        format!("{body}{:08x} {} checksums.txt\n", crc(body.as_bytes()), body.len()),
+    );
     for command in ["predict --model m --input digits", "info m", "train --resume m --epochs 2"] {
         place.refuses(command, 4, &["format 2", "newer"]);
     }
@@ -203,7 +237,10 @@ fn a_model_of_a_newer_version_is_refused() {
 #[test]
 fn divergence_exits_with_1_and_names_the_step() {
     let place = Place::new("diverge");
-    place.write("y.csv", (0..64).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)));
+    place.write(
+        "y.csv",
+        (0..64).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)),
+    );
     let line = "train --data y.csv --optimizer sgd --lr 1e6 --out m --quiet";
     place.refuses(line, 1, &["diverged", "step"]);
     // The last good checkpoint stays.

@@ -35,7 +35,8 @@ fn the_json_of_training_has_the_promised_keys() {
     // 300 rows: 60 to test, 24 to validate, 216 to train on, in batches of 32.
     assert_eq!((value["steps"].as_u64(), value["seed"].as_u64()), (Some(21), Some(7)));
     assert_eq!(value["device"], "cpu");
-    for key in ["seconds", "samples_per_second", "train_loss", "val_loss", "test_loss", "first_step_seconds"] {
+    for key in ["seconds", "samples_per_second", "train_loss", "val_loss", "test_loss", "first_step_seconds"]
+    {
         assert!(value[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {value}");
     }
     assert!((1..=3).contains(&value["best_epoch"].as_u64().unwrap()));
@@ -50,13 +51,17 @@ fn the_json_of_training_has_the_promised_keys() {
 fn each_task_has_its_metrics() {
     let place = Place::new("tasks");
     place.write("fruit.csv", fruit(120));
-    place.write("y.csv", (0..120).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)));
+    place.write(
+        "y.csv",
+        (0..120).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)),
+    );
     let binary = place.json("train --data fruit.csv --target kind --epochs 2 --quiet");
     assert_eq!(binary["model"], "runs/fruit-mlp-256-128");
     let keys = |v: &serde_json::Value| v["metrics"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&binary), ["accuracy", "f1", "precision", "recall", "roc_auc"]);
     assert_eq!(keys(&place.json("train --data y.csv --epochs 2 --quiet")), ["mae", "r2", "rmse"]);
-    let three = place.json("train --data fruit.csv --target colour --task multiclass --epochs 1 --out c --quiet");
+    let three =
+        place.json("train --data fruit.csv --target colour --task multiclass --epochs 1 --out c --quiet");
     assert_eq!(keys(&three), ["accuracy"]);
     // What info says of them.
     assert_eq!(place.json("info runs/fruit-mlp-256-128")["architecture"]["task"], "binary");
@@ -69,7 +74,9 @@ fn equal_runs_write_equal_bytes_whatever_the_threads() {
     place.write("fruit.csv", fruit(150));
     let mut first = None;
     for threads in [1, 2, 3, 4, 8] {
-        place.ok(&format!("train --data fruit.csv --epochs 3 --batch 50 --dropout 0.2 --out m{threads} --threads {threads}"));
+        place.ok(&format!(
+            "train --data fruit.csv --epochs 3 --batch 50 --dropout 0.2 --out m{threads} --threads {threads}"
+        ));
         let bytes = place.read(&format!("m{threads}/model.safetensors"));
         assert!(*first.get_or_insert(bytes.clone()) == bytes, "{threads} threads");
     }
@@ -97,7 +104,10 @@ fn predictions_come_as_csv_and_json_lines() {
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!((lines[0], lines.len()), ("class,p_apple,p_pear", 121));
     let truth = fruit(120);
-    let right = lines[1..].iter().zip(truth.lines().skip(1)).filter(|(p, t)| t.ends_with(p.split(',').next().unwrap()));
+    let right = lines[1..]
+        .iter()
+        .zip(truth.lines().skip(1))
+        .filter(|(p, t)| t.ends_with(p.split(',').next().unwrap()));
     assert!(right.count() >= 110, "{csv}");
     for line in &lines[1..] {
         let p: Vec<f64> = line.split(',').skip(1).map(|p| p.parse().unwrap()).collect();
@@ -112,7 +122,10 @@ fn predictions_come_as_csv_and_json_lines() {
     assert_eq!(objects, place.ok("predict --model m --input fruit.csv --format jsonl").stdout);
     let first: serde_json::Value = serde_json::from_str(objects.lines().next().unwrap()).unwrap();
     assert_eq!(first["class"], lines[1].split(',').next().unwrap());
-    assert_eq!(first["p_apple"].to_string().parse::<f64>().unwrap().to_string(), lines[1].split(',').nth(1).unwrap());
+    assert_eq!(
+        first["p_apple"].to_string().parse::<f64>().unwrap().to_string(),
+        lines[1].split(',').nth(1).unwrap()
+    );
     let all = place.json("predict --model m --input fruit.csv");
     assert_eq!((all["rows"].as_u64(), all["predictions"][0].clone()), (Some(120), first));
 }
@@ -155,7 +168,11 @@ fn evaluation_agrees_with_training() {
     place.write("no-target.csv", "weight,length,colour\n1,2,red\n");
     place.fails("eval --model m --data no-target.csv", 4, &["no-target.csv", "'kind'"]);
     place.write("kiwi.csv", "weight,length,colour,kind\n1,2,red,kiwi\n");
-    place.fails("eval --model m --data kiwi.csv", 4, &["kiwi.csv, line 2, column kind", "kiwi", "apple, pear"]);
+    place.fails(
+        "eval --model m --data kiwi.csv",
+        4,
+        &["kiwi.csv, line 2, column kind", "kiwi", "apple, pear"],
+    );
 }
 
 #[test]
@@ -190,13 +207,25 @@ fn matrices_are_data_too() {
 #[test]
 fn settings_come_from_flags_then_the_file_then_defaults() {
     let place = Place::new("config");
-    place.write("run.toml", "epochs = 2\nlimit = 300\nmodel = 'mlp:16'\nlr = 0.01\nout = 'm'\nquiet = true\nseed = 5\n");
+    place.write(
+        "run.toml",
+        "epochs = 2\nlimit = 300\nmodel = 'mlp:16'\nlr = 0.01\nout = 'm'\nquiet = true\nseed = 5\n",
+    );
     let value = place.json("train --config run.toml --epochs 1");
-    assert_eq!((value["epochs"].as_u64(), value["seed"].as_u64(), &value["model"]), (Some(1), Some(5), &"m".into()));
+    assert_eq!(
+        (value["epochs"].as_u64(), value["seed"].as_u64(), &value["model"]),
+        (Some(1), Some(5), &"m".into())
+    );
     let model = place.text("m/model.toml");
-    assert!(model.contains("lr = 0.01") && model.contains("hidden = [16]") && model.contains("batch = 32"), "{model}");
+    assert!(
+        model.contains("lr = 0.01") && model.contains("hidden = [16]") && model.contains("batch = 32"),
+        "{model}"
+    );
     place.write("net.toml", "hidden = [8, 4]\nactivation = 'tanh'\n");
-    assert_eq!(place.json("train --limit 300 --epochs 1 --model net.toml --quiet")["model"], "runs/digits-net");
+    assert_eq!(
+        place.json("train --limit 300 --epochs 1 --model net.toml --quiet")["model"],
+        "runs/digits-net"
+    );
     assert!(place.text("runs/digits-net/model.toml").contains("activation = \"tanh\""));
 }
 
@@ -205,13 +234,26 @@ fn info_shows_models_and_tensors() {
     let place = Place::new("info");
     place.ok(TRAIN);
     let text = place.ok("info m").stdout;
-    for word in ["mlp:32 (relu)", "64 inputs", "10 outputs", "2,410 parameters", "epochs     3 of 3", "data       digits"] {
+    for word in [
+        "mlp:32 (relu)",
+        "64 inputs",
+        "10 outputs",
+        "2,410 parameters",
+        "epochs     3 of 3",
+        "data       digits",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
     let value = place.json("info m");
-    assert_eq!((value["parameters"].as_u64(), value["epochs"].as_u64(), value["format"].as_u64()), (Some(2410), Some(3), Some(1)));
+    assert_eq!(
+        (value["parameters"].as_u64(), value["epochs"].as_u64(), value["format"].as_u64()),
+        (Some(2410), Some(3), Some(1))
+    );
     let file = place.ok("info m/model.safetensors").stdout;
-    assert!(file.contains("0.weight") && file.contains("[32, 64]") && file.contains("4 tensors, 2,410 values"), "{file}");
+    assert!(
+        file.contains("0.weight") && file.contains("[32, 64]") && file.contains("4 tensors, 2,410 values"),
+        "{file}"
+    );
     assert_eq!(place.json("info m/model.safetensors")["tensors"][0]["dtype"], "f32");
     place.fails("info absent", 4, &["absent"]);
     place.fails("info absent.safetensors", 4, &["absent.safetensors"]);
@@ -227,7 +269,8 @@ fn benches_print_rows() {
     assert!(rows.iter().all(|r| r["median_ms"].as_f64().is_some_and(|ms| ms > 0.0)), "{value}");
     assert!(place.ok(&format!("bench step --outputs 3 {shape}")).stdout.contains("median ms"));
     let value = place.json("bench ops --only relu,relu_backward,adam_1m --seconds 0.01");
-    let names: Vec<&str> = value["rows"].as_array().unwrap().iter().map(|r| r["op"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        value["rows"].as_array().unwrap().iter().map(|r| r["op"].as_str().unwrap()).collect();
     assert_eq!(names, ["relu", "relu_backward", "adam_1m"]);
     place.fails("bench ops --only nosuch", 2, &["nosuch", "relu"]);
     place.fails("bench step --batch 0", 2, &["--batch"]);
@@ -244,7 +287,8 @@ fn the_whole_op_list_passes_its_checks() {
 #[test]
 fn help_has_examples_and_they_parse() {
     let place = Place::new("help");
-    for command in ["", "train", "eval", "predict", "info", "bench", "bench step", "bench ops", "completions"] {
+    for command in ["", "train", "eval", "predict", "info", "bench", "bench step", "bench ops", "completions"]
+    {
         let help = place.ok(&format!("{command} --help")).stdout;
         assert!(help.contains("Examples:"), "{command}: {help}");
         let examples: Vec<&str> = help.lines().filter_map(|l| l.trim().strip_prefix("warpsmith ")).collect();
@@ -273,7 +317,11 @@ fn help_has_examples_and_they_parse() {
 fn a_closed_pipe_is_no_error() {
     let place = Place::new("pipe");
     place.ok(TRAIN);
-    for line in ["predict --model m --input digits --quiet", "predict --model m --input digits --format jsonl --quiet", "info m"] {
+    for line in [
+        "predict --model m --input digits --quiet",
+        "predict --model m --input digits --format jsonl --quiet",
+        "info m",
+    ] {
         let mut child = place.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let run = Run::of(line, child.wait_with_output().unwrap());

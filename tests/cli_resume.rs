@@ -7,8 +7,17 @@ mod cli_support;
 use cli_support::{Place, fruit};
 
 fn same_model(place: &Place, a: &str, b: &str) {
-    for file in ["model.safetensors", "model.toml", "metrics.jsonl", "state/model.safetensors", "state/optimizer.safetensors"] {
-        assert!(place.read(&format!("{a}/{file}")) == place.read(&format!("{b}/{file}")), "{file} of {a} and {b} differ");
+    for file in [
+        "model.safetensors",
+        "model.toml",
+        "metrics.jsonl",
+        "state/model.safetensors",
+        "state/optimizer.safetensors",
+    ] {
+        assert!(
+            place.read(&format!("{a}/{file}")) == place.read(&format!("{b}/{file}")),
+            "{file} of {a} and {b} differ"
+        );
     }
 }
 
@@ -136,7 +145,9 @@ fn an_interrupted_run_can_be_resumed() {
     let epochs = done + 3;
     place.ok(&format!("train --resume part --epochs {epochs}"));
     place.ok(&format!("{how} {epochs} --out whole"));
-    for file in ["model.safetensors", "metrics.jsonl", "state/model.safetensors", "state/optimizer.safetensors"] {
+    for file in
+        ["model.safetensors", "metrics.jsonl", "state/model.safetensors", "state/optimizer.safetensors"]
+    {
         assert!(place.read(&format!("part/{file}")) == place.read(&format!("whole/{file}")), "{file}");
     }
 }

@@ -360,7 +360,10 @@ impl TrainConfig {
             return Err(Error::argument(format!("momentum {} is not in [0, 1)", self.momentum)));
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
-            return Err(Error::argument(format!("label smoothing {} is not in [0, 1)", self.label_smoothing)));
+            return Err(Error::argument(format!(
+                "label smoothing {} is not in [0, 1)",
+                self.label_smoothing
+            )));
         }
         if let Some(clip) = self.clip {
             positive("clipping limit", clip)?;
@@ -374,7 +377,10 @@ impl TrainConfig {
         let counts = [self.epochs, self.batch as u64, self.horizon, self.patience, self.seed];
         for (what, n) in ["epochs", "batch", "horizon", "patience", "seed"].into_iter().zip(counts) {
             if i64::try_from(n).is_err() {
-                return Err(Error::argument(format!("{what} {n} is too large: at most {} is allowed", i64::MAX)));
+                return Err(Error::argument(format!(
+                    "{what} {n} is too large: at most {} is allowed",
+                    i64::MAX
+                )));
             }
         }
         self.schedule.check()
