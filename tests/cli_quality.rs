@@ -57,7 +57,9 @@ fn a_small_model_predicts_the_first_digits() {
 #[test]
 fn small_tables_reach_their_bars() {
     let place = Place::new("tables");
-    for (name, figure, bar) in [("breast_cancer", "accuracy", 0.93), ("wine", "accuracy", 0.93), ("diabetes", "r2", 0.35)] {
+    for (name, figure, bar) in
+        [("breast_cancer", "accuracy", 0.93), ("wine", "accuracy", 0.93), ("diabetes", "r2", 0.35)]
+    {
         let file = format!("{}/tests/data/{name}.csv", env!("CARGO_MANIFEST_DIR"));
         let figures = figures(&place, &format!("--data {file}"), figure, 5);
         assert!(mean(&figures) >= bar, "{name}: {figures:?}");

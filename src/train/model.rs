@@ -281,7 +281,7 @@ fn check_memory(widths: &[usize]) -> Result<()> {
     let layer = |pair: &[usize]| pair[0].checked_add(1)?.checked_mul(pair[1]);
     let count = widths.windows(2).try_fold(0usize, |sum, pair| sum.checked_add(layer(pair)?));
     let bytes = count.and_then(|count| count.checked_mul(BYTES));
-    if bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+    if bytes.is_some_and(can_allocate) {
         return Ok(());
     }
     let text =
@@ -289,6 +289,15 @@ fn check_memory(widths: &[usize]) -> Result<()> {
     let message =
         format!("a network of layers {widths:?} needs {text} of memory to train, which cannot be had");
     Err(Error::new(ErrorKind::OutOfMemory, message).with_help("make its layers narrower"))
+}
+
+/// Whether the system would give so many bytes now. It may still run out of them when they are used.
+pub(crate) fn can_allocate(bytes: usize) -> bool {
+    let mut probe = Vec::<u8>::new();
+    let granted = probe.try_reserve_exact(bytes).is_ok();
+    // An allocation that nobody sees may be left out, and is then taken for granted.
+    std::hint::black_box(&probe);
+    granted
 }
 
 fn slice(targets: &Targets, start: usize, count: usize) -> Targets {

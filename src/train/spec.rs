@@ -360,7 +360,10 @@ impl TrainConfig {
             return Err(Error::argument(format!("momentum {} is not in [0, 1)", self.momentum)));
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
-            return Err(Error::argument(format!("label smoothing {} is not in [0, 1)", self.label_smoothing)));
+            return Err(Error::argument(format!(
+                "label smoothing {} is not in [0, 1)",
+                self.label_smoothing
+            )));
         }
         if let Some(clip) = self.clip {
             positive("clipping limit", clip)?;
