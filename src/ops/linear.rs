@@ -106,11 +106,16 @@ impl Op for Linear {
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
-        let Some(dy) = &dys[0] else { return Ok(()) };
-        let dz = match self.activation {
-            Activation::Identity => dy.clone(),
-            activation if self.keep_pre => run1(ActivationBackward { activation }, &[dy, &cx.output(1)?])?,
-            activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?])?,
+        let through = |dy: &Tensor, cx: &BackwardCx<'_>| match self.activation {
+            Activation::Identity => Ok(dy.clone()),
+            activation if self.keep_pre => run1(ActivationBackward { activation }, &[dy, &cx.output(1)?]),
+            activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?]),
+        };
+        let dz = match (&dys[0], dys.get(1).and_then(Option::as_ref)) {
+            (Some(dy), None) => through(dy, cx)?,
+            (Some(dy), Some(dpre)) => through(dy, cx)?.add(dpre)?,
+            (None, Some(dpre)) => dpre.clone(),
+            (None, None) => return Ok(()),
         };
         if cx.needs(0) {
             let w = cx.input(1)?;

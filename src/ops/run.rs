@@ -7,7 +7,7 @@
 use super::{Op, Plan};
 use crate::cpu::pool::Block;
 use crate::tensor::node::{Backward, Function, numerics_checked, record};
-use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate};
 use crate::{Device, Error, Result};
 
 /// An [`Op`] without its type.
@@ -174,20 +174,21 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
             ));
         }
     }
-    if !op.accumulates() && outputs.iter().any(|o| o.1 == Mode::Accumulate) {
-        let temporaries = plan.outputs.iter().map(|m| Tensor::empty(*m)).collect::<Result<Vec<_>>>()?;
-        let write =
-            |(t, o): (_, &(&Tensor, Mode))| (t, if o.1 == Mode::Accumulate { Mode::Write } else { o.1 });
-        let targets: Vec<(&Tensor, Mode)> = temporaries.iter().zip(outputs).map(write).collect();
+    if !op.accumulates() && outputs.iter().any(|o| matches!(o.1, Mode::Accumulate | Mode::Skip)) {
+        // The body only writes: what is to be added or left out goes into a temporary.
+        let temporary = |((_, mode), meta): (&(&Tensor, Mode), &Meta)| match mode {
+            Mode::Accumulate | Mode::Skip => Tensor::empty(*meta).map(Some),
+            Mode::Write | Mode::Update => Ok(None),
+        };
+        let temporaries =
+            outputs.iter().zip(&plan.outputs).map(temporary).collect::<Result<Vec<Option<Tensor>>>>()?;
+        let written = outputs.iter().zip(&temporaries);
+        let targets: Vec<(&Tensor, Mode)> =
+            written.map(|(out, t)| t.as_ref().map_or(*out, |t| (t, Mode::Write))).collect();
         run_into_any(op, inputs, &targets)?;
-        for (temporary, (out, mode)) in temporaries.iter().zip(outputs) {
-            match mode {
-                Mode::Accumulate => accumulate(out, temporary)?,
-                Mode::Write => copy_into(out, temporary)?,
-                Mode::Skip => {}
-                Mode::Update => {
-                    return Err(Error::internal("an op that updates in place must accumulate itself"));
-                }
+        for ((out, mode), temporary) in outputs.iter().zip(&temporaries) {
+            if let (Mode::Accumulate, Some(temporary)) = (mode, temporary) {
+                accumulate(out, temporary)?;
             }
         }
         return Ok(());
