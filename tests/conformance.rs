@@ -271,10 +271,10 @@ fn accumulates(
         let got = out.to_f64_vec().map_err(|e| e.to_string())?;
         for (i, (got, old)) in got.into_iter().zip(old(out)).enumerate() {
             let (new, dtype) = (want.values[i], want.dtype);
+            // Integers wrap.
             let sum = match dtype {
-                // Integers wrap.
-                DType::I32 => (new as i32).wrapping_add(old as i32) as f64,
-                DType::I64 => (new as i64).wrapping_add(old as i64) as f64,
+                DType::I32 => (round::to(dtype, new) as i32).wrapping_add(old as i32) as f64,
+                DType::I64 => (round::to(dtype, new) as i64).wrapping_add(old as i64) as f64,
                 _ => round::to(dtype, new) + old,
             };
             let bound = if dtype.is_float() {

@@ -35,8 +35,11 @@ fn values(t: &Tensor) -> Vec<f64> {
     t.to_f64_vec().unwrap()
 }
 
+/// An op's name and the op.
+type Named = (&'static str, fn(&Tensor) -> Result<Tensor>);
+
 /// Ops that work row by row, as one function each.
-fn row_wise() -> Vec<(&'static str, fn(&Tensor) -> Result<Tensor>)> {
+fn row_wise() -> Vec<Named> {
     vec![
         ("softmax", |x| x.softmax(-1)),
         ("log_softmax", |x| x.log_softmax(-1)),

@@ -140,10 +140,10 @@ fn factors(n: usize, a: usize, b: usize) -> Vec<usize> {
     if n == 0 {
         return vec![a % 3, 0, b % 3];
     }
-    let divisors: Vec<usize> = (1..=n).filter(|d| n % d == 0).collect();
+    let divisors: Vec<usize> = (1..=n).filter(|&d| n.is_multiple_of(d)).collect();
     let first = divisors[a % divisors.len()];
     let rest = n / first;
-    let divisors: Vec<usize> = (1..=rest).filter(|d| rest % d == 0).collect();
+    let divisors: Vec<usize> = (1..=rest).filter(|&d| rest.is_multiple_of(d)).collect();
     let second = divisors[b % divisors.len()];
     vec![first, second, rest / second]
 }

@@ -12,8 +12,8 @@ use crate::data::{Targets, Task};
 use crate::nn::Cx;
 use crate::optim::{Adam, Optimizer};
 use crate::tensor::no_grad;
-use crate::train::{Architecture, Mlp, Model};
-use crate::{Device, Result, Tensor};
+use crate::train::{Architecture, Mlp, Model, can_allocate};
+use crate::{Device, Error, ErrorKind, Result, Tensor};
 
 /// What to time.
 #[derive(Clone, Debug)]
@@ -63,6 +63,11 @@ impl StepBench {
         let architecture = Architecture::new(task, self.inputs, self.outputs, self.mlp.clone());
         let model = Model::new(architecture, self.seed, self.device)?;
         let mut adam = Optimizer::new(model.arena(), Adam::default(), 1e-3)?;
+        let bytes = self.inputs.checked_add(self.outputs).and_then(|n| n.checked_mul(8)?.checked_mul(batch));
+        if !bytes.is_some_and(can_allocate) {
+            let message = format!("no memory for a batch of {batch} rows of {} numbers", self.inputs);
+            return Err(Error::new(ErrorKind::OutOfMemory, message));
+        }
         let x = Tensor::from_slice(
             &normal(batch * self.inputs, self.seed, 1),
             [batch, self.inputs],

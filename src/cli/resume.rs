@@ -65,6 +65,7 @@ fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings> {
         schedule: Some(training.schedule),
         warmup: Some(training.warmup),
         horizon: Some(training.horizon),
+        label_smoothing: Some(training.label_smoothing),
         clip: training.clip,
         batch: Some(training.batch),
         seed: Some(training.seed),
@@ -93,7 +94,7 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
         let (value, before) = (text(&value), saved_table.get(&key).map_or_else(|| "none".to_owned(), text));
         let agrees = match key.as_str() {
             "task" => value == "auto",
-            "data" | "test-data" => same_files(&value, &before),
+            "data" | "test-data" => saved_table.contains_key(&key) && same_files(&value, &before),
             _ => false,
         };
         if !agrees {

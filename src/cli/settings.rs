@@ -100,6 +100,9 @@ pub(super) struct Settings {
     /// The epochs that the schedule is laid out for, where more may follow [default: --epochs]
     #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) horizon: Option<u64>,
+    /// With more than two classes, the share of certainty spread over all of them in training [default: 0.1]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) label_smoothing: Option<f64>,
     /// The largest global norm of the gradients [default: none]
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) clip: Option<f64>,
@@ -112,7 +115,7 @@ pub(super) struct Settings {
     /// Decides all random choices: the split, the initial weights, the order of the rows [default: 42]
     #[arg(long, allow_negative_numbers = true, help_heading = "Training")]
     pub(super) seed: Option<u64>,
-    /// Stop after this many epochs without a better validation loss; 0: never [default: 10]
+    /// Stop after this many epochs without a better validation loss; 0: never [default: 5]
     #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) patience: Option<u64>,
 
@@ -231,6 +234,7 @@ impl Settings {
             warmup: self.warmup.unwrap_or(default.warmup),
             horizon: self.horizon.unwrap_or(epochs),
             horizon_given: self.horizon.is_some(),
+            label_smoothing: self.label_smoothing.unwrap_or(default.label_smoothing),
             clip: self.clip.or(default.clip),
             epochs,
             batch: self.batch.unwrap_or(default.batch),

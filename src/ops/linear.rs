@@ -106,15 +106,19 @@ impl Op for Linear {
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
-        let through = |dy: &Tensor, cx: &BackwardCx<'_>| match self.activation {
-            Activation::Identity => Ok(dy.clone()),
-            activation if self.keep_pre => run1(ActivationBackward { activation }, &[dy, &cx.output(1)?]),
-            activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?]),
+        let of_y = match &dys[0] {
+            Some(dy) => Some(match self.activation {
+                Activation::Identity => dy.clone(),
+                activation if self.keep_pre => {
+                    run1(ActivationBackward { activation }, &[dy, &cx.output(1)?])?
+                }
+                activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?])?,
+            }),
+            None => None,
         };
-        let dz = match (&dys[0], dys.get(1).and_then(Option::as_ref)) {
-            (Some(dy), None) => through(dy, cx)?,
-            (Some(dy), Some(dpre)) => through(dy, cx)?.add(dpre)?,
-            (None, Some(dpre)) => dpre.clone(),
+        let dz = match (of_y, dys.get(1).cloned().flatten()) {
+            (Some(of_y), Some(of_pre)) => of_y.add(&of_pre)?,
+            (Some(dz), None) | (None, Some(dz)) => dz,
             (None, None) => return Ok(()),
         };
         if cx.needs(0) {

@@ -75,12 +75,15 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
     /// The op's name in errors, reports and tests: lower case, PyTorch's where it has one.
     const NAME: &'static str;
 
-    /// Whether the bodies honour [`Mode::Accumulate`] and, where there are several outputs, [`Mode::Skip`]. If not, what
-    /// is added or left out goes through a temporary.
+    /// Whether the bodies honour [`Mode::Accumulate`](crate::tensor::Mode::Accumulate). If not, adding goes through a temporary.
     const ACCUMULATES: bool = false;
 
     /// How many of the last outputs are statistics for backward (such as the maxima of a softmax): they carry no gradient.
     const STATISTICS: usize = 0;
+
+    /// Whether the bodies honour [`Mode::Skip`](crate::tensor::Mode::Skip) and compute less for it. If not, a skipped output
+    /// is written to a temporary.
+    const SKIPS: bool = false;
 
     /// What backward reads of the inputs and outputs; nothing else is kept alive. `needs[i]`: input `i` wants a gradient.
     fn saves(&self, needs: &[bool]) -> Saves {

@@ -396,6 +396,7 @@ pub struct LayerNormBackward {
 
 impl Op for LayerNormBackward {
     const NAME: &'static str = "layer_norm_backward";
+    const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -446,7 +447,9 @@ fn backward_cases<O: Copy>(
         Case { op, inputs: inputs.into_iter().flatten().collect() }
     };
     let list = SHAPES.iter().enumerate().map(case).collect();
-    Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(16.0, WHY), list }
+    // Over equal rows all additions of a chain may round to one side.
+    let why = "chains of at most 32 additions joined in a tree, and the roundings of what is added";
+    Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(40.0, why), list }
 }
 
 /// x · weight / √(mean of x² + eps) over the last dimensions; inputs x and weight where there is one; outputs y and
@@ -513,6 +516,7 @@ pub struct RmsNormBackward {
 
 impl Op for RmsNormBackward {
     const NAME: &'static str = "rms_norm_backward";
+    const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

@@ -289,12 +289,12 @@ fn map_runs<A: Real, const N: usize>(
                     first..first + pieces.len(),
                     #[inline(always)]
                     |_, at| {
-                        let piece = pieces.next().expect("as many pieces as runs");
-                        let strips = piece.chunks_mut(STRIP).enumerate();
-                        strips.for_each(
-                            #[inline(always)]
-                            |(i, part)| strip(at, from + i * STRIP, part),
-                        );
+                        // Plain loops: the adaptors of iterators are not always inlined.
+                        let mut from = from;
+                        for part in pieces.next().expect("as many pieces as runs").chunks_mut(STRIP) {
+                            strip(at, from, part);
+                            from += STRIP;
+                        }
                     },
                 );
             },

@@ -7,13 +7,14 @@
 use super::{Op, Plan};
 use crate::cpu::pool::Block;
 use crate::tensor::node::{Backward, Function, numerics_checked, record};
-use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result};
 
 /// An [`Op`] without its type.
 trait AnyOp: Send + Sync {
     fn name(&self) -> &'static str;
     fn accumulates(&self) -> bool;
+    fn skips(&self) -> bool;
     fn statistics(&self) -> usize;
     fn saves(&self, needs: &[bool]) -> Saves;
     fn infer(&self, inputs: &[Meta]) -> Result<Plan>;
@@ -29,6 +30,10 @@ impl<O: Op> AnyOp for O {
 
     fn accumulates(&self) -> bool {
         O::ACCUMULATES
+    }
+
+    fn skips(&self) -> bool {
+        O::SKIPS
     }
 
     fn statistics(&self) -> usize {
@@ -174,21 +179,20 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
             ));
         }
     }
-    if !op.accumulates() && outputs.iter().any(|o| matches!(o.1, Mode::Accumulate | Mode::Skip)) {
-        // The body only writes: what is to be added or left out goes into a temporary.
-        let temporary = |((_, mode), meta): (&(&Tensor, Mode), &Meta)| match mode {
-            Mode::Accumulate | Mode::Skip => Tensor::empty(*meta).map(Some),
-            Mode::Write | Mode::Update => Ok(None),
-        };
-        let temporaries =
-            outputs.iter().zip(&plan.outputs).map(temporary).collect::<Result<Vec<Option<Tensor>>>>()?;
-        let written = outputs.iter().zip(&temporaries);
-        let targets: Vec<(&Tensor, Mode)> =
-            written.map(|(out, t)| t.as_ref().map_or(*out, |t| (t, Mode::Write))).collect();
+    if !op.accumulates() && outputs.iter().any(|o| o.1 == Mode::Accumulate) {
+        let temporaries = plan.outputs.iter().map(|m| Tensor::empty(*m)).collect::<Result<Vec<_>>>()?;
+        let write =
+            |(t, o): (_, &(&Tensor, Mode))| (t, if o.1 == Mode::Accumulate { Mode::Write } else { o.1 });
+        let targets: Vec<(&Tensor, Mode)> = temporaries.iter().zip(outputs).map(write).collect();
         run_into_any(op, inputs, &targets)?;
-        for ((out, mode), temporary) in outputs.iter().zip(&temporaries) {
-            if let (Mode::Accumulate, Some(temporary)) = (mode, temporary) {
-                accumulate(out, temporary)?;
+        for (temporary, (out, mode)) in temporaries.iter().zip(outputs) {
+            match mode {
+                Mode::Accumulate => accumulate(out, temporary)?,
+                Mode::Write => copy_into(out, temporary)?,
+                Mode::Skip => {}
+                Mode::Update => {
+                    return Err(Error::internal("an op that updates in place must accumulate itself"));
+                }
             }
         }
         return Ok(());
@@ -197,11 +201,18 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
         .iter()
         .map(|(t, mode)| if *mode == Mode::Skip { Ok(None) } else { t.write(op.name()).map(Some) })
         .collect::<Result<Vec<_>>>()?;
+    // Memory for outputs that nobody wants but the body writes all the same.
+    let unwanted = |(o, want): (&(&Tensor, Mode), &Meta)| {
+        if o.1 == Mode::Skip && !op.skips() { Block::new(want.bytes()) } else { Block::new(0) }
+    };
+    let mut unwanted = outputs.iter().zip(&plan.outputs).map(unwanted).collect::<Result<Vec<_>>>()?;
+    let mode_of_unwanted = if op.skips() { Mode::Skip } else { Mode::Write };
     let mut outs: Vec<Out<'_>> = Vec::with_capacity(outputs.len());
-    for ((guard, (tensor, mode)), want) in guards.iter_mut().zip(outputs).zip(&plan.outputs) {
+    let memory = guards.iter_mut().zip(&mut unwanted);
+    for (((guard, spare), (tensor, mode)), want) in memory.zip(outputs).zip(&plan.outputs) {
         outs.push(match guard {
             Some(guard) => Out::of(tensor, guard, *mode),
-            None => Out::new(&mut [], want.shape, want.dtype, Mode::Skip),
+            None => Out::new(spare.as_mut(), want.shape, want.dtype, mode_of_unwanted),
         });
     }
     body(op, device, inputs, &mut outs, plan.scratch)

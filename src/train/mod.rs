@@ -27,6 +27,7 @@ mod spec;
 mod trainer;
 
 pub use metrics::Metrics;
+pub(crate) use model::can_allocate;
 pub use model::{Answers, Architecture, Model};
 pub use predictor::{Predictions, Predictor};
 pub use spec::{Hidden, Mlp, OptimizerKind, ScheduleSpec, TrainConfig};

@@ -98,6 +98,7 @@ impl Model {
         let hidden = &architecture.mlp.hidden;
         let widths: Vec<usize> =
             [architecture.inputs].iter().chain(hidden).chain(&[architecture.outputs]).copied().collect();
+        check_memory(&widths)?;
         let layer = |(i, pair): (usize, &[usize])| {
             let layer = Linear::new(&scope.enter(i * stride), pair[0], pair[1])?;
             let last = i == hidden.len();
@@ -136,8 +137,15 @@ impl Model {
     /// The mean loss of `outputs` `[rows, outputs]`, a 0-d tensor: cross-entropy, two-class cross-entropy on logits, or
     /// mean squared error of the scaled values.
     pub fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        self.training_loss(outputs, targets, 0.0)
+    }
+
+    /// As [`Model::loss`], with label smoothing where there are several classes.
+    pub fn training_loss(&self, outputs: &Tensor, targets: &Tensor, label_smoothing: f64) -> Result<Tensor> {
         match self.architecture.task {
-            Task::Multiclass => outputs.cross_entropy(targets, CrossEntropy::default()),
+            Task::Multiclass => {
+                outputs.cross_entropy(targets, CrossEntropy { label_smoothing, ..CrossEntropy::default() })
+            }
             Task::Binary => {
                 outputs.reshape(targets.shape())?.bce_with_logits(targets, BceWithLogits::default())
             }
@@ -263,6 +271,33 @@ impl Model {
             None => Ok(()),
         }
     }
+}
+
+/// Errors (kind `OutOfMemory`) if the system would refuse the memory that training layers of these widths takes. Asked in
+/// advance, because a vector that cannot be had ends the process.
+fn check_memory(widths: &[usize]) -> Result<()> {
+    // A parameter, its gradient and two moments in f32, and its initial value in f64.
+    const BYTES: usize = 24;
+    let layer = |pair: &[usize]| pair[0].checked_add(1)?.checked_mul(pair[1]);
+    let count = widths.windows(2).try_fold(0usize, |sum, pair| sum.checked_add(layer(pair)?));
+    let bytes = count.and_then(|count| count.checked_mul(BYTES));
+    if bytes.is_some_and(can_allocate) {
+        return Ok(());
+    }
+    let text =
+        bytes.map_or_else(|| "more bytes than can be counted".to_owned(), |bytes| format!("{bytes} bytes"));
+    let message =
+        format!("a network of layers {widths:?} needs {text} of memory to train, which cannot be had");
+    Err(Error::new(ErrorKind::OutOfMemory, message).with_help("make its layers narrower"))
+}
+
+/// Whether the system would give so many bytes now. It may still run out of them when they are used.
+pub(crate) fn can_allocate(bytes: usize) -> bool {
+    let mut probe = Vec::<u8>::new();
+    let granted = probe.try_reserve_exact(bytes).is_ok();
+    // An allocation that nobody sees may be left out, and is then taken for granted.
+    std::hint::black_box(&probe);
+    granted
 }
 
 fn slice(targets: &Targets, start: usize, count: usize) -> Targets {

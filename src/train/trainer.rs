@@ -33,7 +33,7 @@ pub struct EpochReport {
     pub epoch: u64,
     /// Finished optimiser steps.
     pub steps: u64,
-    /// Mean training loss over the epoch's rows, each as it was when its batch was trained on.
+    /// Mean training loss (label smoothing included) over the epoch's rows, each as it was when its batch was trained on.
     pub train_loss: f64,
     /// Loss on the validation part, if there is one.
     pub val_loss: Option<f64>,
@@ -83,7 +83,7 @@ pub struct Report {
     pub seconds: f64,
     /// Seconds from the start of the run to the end of its first step.
     pub first_step_seconds: Option<f64>,
-    /// Sample-weighted mean loss over the last epoch.
+    /// Sample-weighted mean loss over the last epoch, label smoothing included.
     pub train_loss: f64,
     /// Validation loss after the last epoch.
     pub val_loss: Option<f64>,
@@ -282,7 +282,7 @@ impl Trainer {
     fn step(&mut self, x: &Tensor, targets: &Tensor, seed: u64) -> Result<f64> {
         let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
         let outputs = self.model.forward(&mut cx, x)?;
-        let loss = self.model.loss(&outputs, targets)?;
+        let loss = self.model.training_loss(&outputs, targets, self.file.training.label_smoothing)?;
         let value = loss.item()?;
         if !value.is_finite() {
             return Err(self.diagnose(x, targets, seed, value));
@@ -305,7 +305,8 @@ impl Trainer {
             None => {
                 let again = check_numerics(|| {
                     let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
-                    self.model.loss(&self.model.forward(&mut cx, x)?, targets)
+                    let outputs = self.model.forward(&mut cx, x)?;
+                    self.model.training_loss(&outputs, targets, self.file.training.label_smoothing)
                 });
                 match again {
                     Err(error) => error.to_string(),

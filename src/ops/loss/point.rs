@@ -342,6 +342,7 @@ impl<K: PointKind> PointLossBackward<K> {
 
 impl<K: PointKind> Op for PointLossBackward<K> {
     const NAME: &'static str = K::BACKWARD;
+    const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

@@ -249,6 +249,7 @@ impl SoftCrossEntropyLossBackward {
 
 impl Op for SoftCrossEntropyLossBackward {
     const NAME: &'static str = "soft_cross_entropy_backward";
+    const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

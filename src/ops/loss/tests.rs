@@ -1,5 +1,7 @@
 //! Losses against PyTorch's results (2.15, f64), and the corners: what counts nothing, what is not finite, what is refused.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::autograd::{GradCheck, backward, gradcheck};
 use crate::cpu::par;

@@ -1,0 +1,153 @@
+//! Interrupting and resuming: the result is that of the run that was never interrupted, byte for byte.
+
+#![cfg(feature = "cli")]
+
+mod cli_support;
+
+use cli_support::{Place, fruit};
+
+fn same_model(place: &Place, a: &str, b: &str) {
+    for file in [
+        "model.safetensors",
+        "model.toml",
+        "metrics.jsonl",
+        "state/model.safetensors",
+        "state/optimizer.safetensors",
+    ] {
+        assert!(
+            place.read(&format!("{a}/{file}")) == place.read(&format!("{b}/{file}")),
+            "{file} of {a} and {b} differ"
+        );
+    }
+}
+
+#[test]
+fn resuming_equals_the_uninterrupted_run() {
+    let place = Place::new("resume");
+    place.write("fruit.csv", fruit(150));
+    for (n, how) in [
+        "--data fruit.csv --dropout 0.3",
+        "--data fruit.csv --optimizer sgd --schedule step:2,0.5 --clip 0.5 --warmup 1.5 --seed 9",
+        "--data fruit.csv --optimizer adamw --schedule cosine --horizon 6 --batch 40",
+        "--data fruit.csv --optimizer rmsprop --momentum 0.5 --schedule plateau:0.5,1 --lr 0.01",
+        "--limit 300 --test-split 0.1 --val-split 0 --model mlp:20",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (whole, part) = (format!("whole{n}"), format!("part{n}"));
+        place.ok(&format!("train {how} --epochs 6 --out {whole}"));
+        place.ok(&format!("train {how} --epochs 2 --out {part}"));
+        let value = place.json(&format!("train --resume {part} --epochs 6 --quiet"));
+        assert_eq!((&value["model"], value["epochs"].as_u64()), (&part.as_str().into(), Some(6)));
+        same_model(&place, &whole, &part);
+    }
+}
+
+#[test]
+fn resuming_to_another_folder_leaves_the_first_alone() {
+    let place = Place::new("resume-out");
+    place.write("fruit.csv", fruit(150));
+    place.ok("train --data fruit.csv --epochs 2 --out a");
+    let before = place.files("a");
+    place.ok("train --resume a --epochs 4 --out b");
+    assert!(before == place.files("a"));
+    place.ok("train --data fruit.csv --epochs 4 --out c");
+    same_model(&place, "b", "c");
+    // A run that has come to its end has nothing left to do, and says the same again.
+    let value = place.json("train --resume b --quiet");
+    assert_eq!(value["epochs"], 4);
+    same_model(&place, "b", "c");
+}
+
+#[test]
+fn contradictions_name_both_values() {
+    let place = Place::new("contradictions");
+    place.write("fruit.csv", fruit(150));
+    place.write("other.csv", fruit(150));
+    place.ok("train --data fruit.csv --epochs 2 --model mlp:16 --seed 3 --out m");
+    for (flag, both) in [
+        ("--lr 0.5", ["0.5", "0.001"]),
+        ("--seed 4", ["4", "3"]),
+        ("--model mlp:8", ["mlp:8", "mlp:16"]),
+        ("--data other.csv", ["other.csv", "fruit.csv"]),
+        ("--data digits", ["digits", "fruit.csv"]),
+        ("--target colour", ["colour", "kind"]),
+        ("--task regression", ["regression", "binary"]),
+        ("--optimizer sgd", ["sgd", "adam"]),
+        ("--batch 8", ["8", "32"]),
+        ("--activation tanh", ["tanh", "relu"]),
+        ("--dropout 0.1", ["0.1", "0"]),
+        ("--clip 1", ["1", "none"]),
+        ("--schedule cosine", ["cosine", "constant"]),
+        ("--val-split 0.2", ["0.2", "0.1"]),
+        ("--limit 50", ["50", "none"]),
+        ("--test-data other.csv", ["other.csv", "none"]),
+    ] {
+        let key = flag.split(' ').next().unwrap();
+        place.refuses(&format!("train --resume m --epochs 3 {flag}"), 2, &[key, both[0], both[1]]);
+    }
+    // The same again is no contradiction.
+    place.ok("train --resume m --epochs 3 --lr 0.001 --data ./fruit.csv --model mlp:16 --task auto --target kind --seed 3");
+    place.refuses("train --resume m --epochs 2", 2, &["--epochs 2", "3"]);
+}
+
+#[test]
+fn a_schedule_keeps_the_horizon_of_the_first_run() {
+    let place = Place::new("horizon");
+    place.write("fruit.csv", fruit(150));
+    for schedule in ["linear", "cosine", "one-cycle"] {
+        place.ok(&format!("train --data fruit.csv --epochs 2 --schedule {schedule} --out m"));
+        place.refuses("train --resume m --epochs 4", 2, &[schedule, "--horizon", "2"]);
+    }
+}
+
+#[test]
+fn resuming_needs_the_same_data_and_a_model() {
+    let place = Place::new("resume-data");
+    place.write("fruit.csv", fruit(150));
+    place.ok("train --data fruit.csv --epochs 2 --out m");
+    place.write("fruit.csv", fruit(149));
+    place.refuses("train --resume m --epochs 3", 4, &["not what this model was trained on"]);
+    place.refuses("train --resume absent", 4, &["absent"]);
+    // The data has moved: the same rows by another name.
+    std::fs::remove_file(place.path().join("fruit.csv")).unwrap();
+    place.fails("train --resume m --epochs 3", 4, &["fruit.csv"]);
+    place.write("moved.csv", fruit(150));
+    place.ok("train --resume m --epochs 3 --data moved.csv");
+}
+
+/// Sends SIGINT while training runs, as Ctrl-C does; the run saves, and resuming gives what it would have given.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_can_be_resumed() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let place = Place::new("interrupt");
+    let how = "train --limit 600 --patience 0 --epochs";
+    let line = format!("{how} 100000 --out part");
+    let mut child = place.command(&line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    let started = stderr.by_ref().find(|l| l.as_ref().is_ok_and(|l| l.starts_with("epoch 1/")));
+    assert!(started.is_some());
+    let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+    let rest: Vec<String> = stderr.map(Result::unwrap).collect();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{rest:?}");
+    assert!(output.stdout.is_empty());
+    let text = rest.join("\n");
+    assert!(text.contains("interrupted in epoch") && text.contains("train --resume part"), "{text}");
+
+    let done = place.json("info part")["epochs"].as_u64().unwrap();
+    place.refuses("train --resume part --epochs 0", 2, &["epochs 0"]);
+    let epochs = done + 3;
+    place.ok(&format!("train --resume part --epochs {epochs}"));
+    place.ok(&format!("{how} {epochs} --out whole"));
+    for file in
+        ["model.safetensors", "metrics.jsonl", "state/model.safetensors", "state/optimizer.safetensors"]
+    {
+        assert!(place.read(&format!("part/{file}")) == place.read(&format!("whole/{file}")), "{file}");
+    }
+}
