@@ -136,9 +136,12 @@ impl Arena {
 
     /// Makes the buffers. Runs once.
     fn seal(&self) -> Result<Sealed> {
-        let mut open = std::mem::replace(&mut *self.open(), Open { closed: true, ..Open::default() });
-        let flat = self.flat_meta(open.elements, self.0.dtype);
+        let mut guard = self.open();
+        let flat = self.flat_meta(guard.elements, self.0.dtype);
+        // First the memory: if it cannot be had, the parameters stay registered and can be asked for their names.
         let mut block = Block::zeroed(flat.bytes())?;
+        let mut open = std::mem::replace(&mut *guard, Open { closed: true, ..Open::default() });
+        drop(guard);
         let size = self.0.dtype.size();
         for spec in &mut open.specs {
             if let Some(init) = spec.init.take() {

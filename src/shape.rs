@@ -32,7 +32,8 @@ impl Shape {
         // Without zeros, so that [usize::MAX, 2, 0] is an error too: its strides would overflow.
         dims.iter()
             .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
-            .filter(|&n| n <= isize::MAX as usize)
+            // Of eight bytes each, so that no size in bytes overflows either.
+            .filter(|&n| n <= isize::MAX as usize / 8)
             .ok_or_else(|| Error::shape("shape", format!("{dims:?} has too many elements")))?;
         Ok(Shape::from_dims(dims))
     }
@@ -118,7 +119,7 @@ impl Shape {
                 _ => return Err(Error::shape(op, format!("cannot broadcast {self} with {other}"))),
             };
         }
-        Ok(out)
+        Shape::new(&out).map_err(|e| e.with_op(op))
     }
 }
 
@@ -263,7 +264,8 @@ impl Layout {
         }
         let mut out = *self;
         out.shape.dims[dim] = (end - start).div_ceil(step);
-        out.strides.dims[dim] = self.strides[dim] * step;
+        // A step beyond the dimension is never taken.
+        out.strides.dims[dim] = self.strides[dim] * step.min(size.max(1));
         if out.numel() > 0 {
             out.offset += start * self.strides[dim];
         }

@@ -93,7 +93,7 @@ fn a_parameter_without_gradient_is_an_error_that_names_it() {
     let mut ready = |id| order.push(id);
     let options = BackwardOptions { allow_unused: &["unused"], ready: Some(&mut ready), seed: None };
     arena.backward_with(&loss, options).unwrap();
-    assert_eq!(order, [0]);
+    assert_eq!(order, [0, 2], "also the one that is allowed to be unused, at the end");
     let grad = |name: &str| arena.param(name).unwrap().grad().unwrap().unwrap().to_vec::<f32>().unwrap();
     assert_eq!(grad("w"), [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     assert_eq!(grad("unused"), [0.0]);

@@ -265,3 +265,67 @@ fn bf16_parameters_train_too() {
     }
     assert!(losses[29] < 0.5 * losses[0], "{losses:?}");
 }
+
+#[test]
+fn a_step_without_gradients_is_an_error() {
+    let mut task = Task::new(3, 0.0).unwrap();
+    task.step().unwrap();
+    let before = task.bits().unwrap();
+    assert_eq!(task.adam.step().unwrap_err().kind(), ErrorKind::MissingGradient);
+    assert_eq!(task.bits().unwrap(), before);
+}
+
+#[test]
+fn freezing_takes_effect_at_the_next_step() {
+    let mut task = Task::new(3, 0.0).unwrap();
+    task.step().unwrap();
+    let bias = task.arena.param("0.bias").unwrap();
+    bias.set_frozen(true);
+    let before = bias.get().unwrap().to_vec::<f32>().unwrap();
+    task.step().unwrap();
+    assert_eq!(bias.get().unwrap().to_vec::<f32>().unwrap(), before);
+    bias.set_frozen(false);
+    task.step().unwrap();
+    assert_ne!(bias.get().unwrap().to_vec::<f32>().unwrap(), before);
+}
+
+#[test]
+fn a_micro_batch_that_misses_a_parameter_is_noticed() {
+    let arena = Arena::new(DType::F32, CPU).unwrap();
+    let (a, b) = (arena.register("a", 2, &[1.0, 2.0]).unwrap(), arena.register("b", 2, &[3.0, 4.0]).unwrap());
+    let loss = |x: Tensor| x.sum(&[], false).unwrap();
+    arena.backward(&loss(a.get().unwrap().mul(&b.get().unwrap()).unwrap())).unwrap();
+    let error = arena.backward(&loss(a.get().unwrap().mul(&b.get().unwrap().detach()).unwrap())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingGradient);
+    assert!(error.to_string().contains("reached b"), "{error}");
+}
+
+#[test]
+fn gradients_of_a_long_column_land_in_their_rows_only() {
+    // Longer than a thread's share of rows, of one element each.
+    let n = 40_000;
+    let x = Tensor::zeros([n, 1], DType::F32, CPU).unwrap().as_leaf().unwrap();
+    let index = Tensor::from_slice(&[0i64, 1, 20_000, 39_999], 4, CPU).unwrap();
+    let picked = x.index_select(0, &index).unwrap().sum(&[], false).unwrap();
+    let grad = warpsmith::autograd::backward(&picked).unwrap().get(&x).unwrap().to_vec::<f32>().unwrap();
+    let rows: Vec<usize> = (0..n).filter(|&i| grad[i] != 0.0).collect();
+    assert_eq!(rows, [0, 1, 20_000, 39_999]);
+}
+
+#[test]
+fn a_wrong_number_of_inputs_and_sizes_that_overflow_are_errors() {
+    use warpsmith::ops::{Linear as LinearOp, MatMul, run};
+    let x = Tensor::zeros([2, 2], DType::F32, CPU).unwrap();
+    assert_eq!(run(MatMul, &[]).unwrap_err().kind(), ErrorKind::Shape);
+    assert_eq!(run(MatMul, &[&x]).unwrap_err().kind(), ErrorKind::Shape);
+    let linear = LinearOp { bias: true, activation: Activation::Relu, keep_pre: false };
+    assert_eq!(run(linear, &[&x, &x]).unwrap_err().kind(), ErrorKind::Shape);
+    assert!(Tensor::zeros([1usize << 61], DType::F64, CPU).is_err());
+    let one = Tensor::scalar(1f32, CPU).unwrap();
+    let (tall, wide) = (one.expand([1 << 40, 1]).unwrap(), one.expand([1, 1 << 40]).unwrap());
+    assert_eq!(tall.add(&wide).unwrap_err().kind(), ErrorKind::Shape);
+    assert!(x.split(&[usize::MAX, 3], 0).is_err());
+    assert_eq!(x.slice(0, 0, 2, usize::MAX).unwrap().dims(), [1, 2]);
+    let ids = Tensor::from_slice(&[0i64], 1, CPU).unwrap();
+    assert_eq!(ids.eq_scalar(0.5).unwrap_err().kind(), ErrorKind::DType);
+}

@@ -39,7 +39,8 @@ impl Grads {
 pub struct BackwardOptions<'a> {
     /// Parameters, by name, that may stay without a gradient: theirs is set to zero.
     pub allow_unused: &'a [&'a str],
-    /// Called once for each parameter (by number) when its last contribution of this pass has landed.
+    /// Called once for each parameter (by number) that is not frozen: when its last contribution of this pass has landed,
+    /// or at the end for one that is allowed to be unused.
     pub ready: Option<&'a mut dyn FnMut(usize)>,
     /// The gradient to start from, of the loss's shape; ones for a loss of one element if absent.
     pub seed: Option<Tensor>,
@@ -47,34 +48,45 @@ pub struct BackwardOptions<'a> {
 
 /// Computes the gradients of `loss`, a tensor of one element, with respect to the free leaves it depends on.
 pub fn backward(loss: &Tensor) -> Result<Grads> {
-    Engine::new(None).run(loss, BackwardOptions::default())
+    Engine::new(None).run(loss, None, &mut None)
 }
 
 /// As [`backward`], starting from `seed`, of the shape of `output`, in place of one.
 pub fn backward_from(output: &Tensor, seed: &Tensor) -> Result<Grads> {
-    Engine::new(None).run(output, BackwardOptions { seed: Some(seed.clone()), ..Default::default() })
+    Engine::new(None).run(output, Some(seed.clone()), &mut None)
 }
 
 impl Arena {
     /// Computes the gradients of `loss`, a tensor of one element: the parameters' into this arena, those of free leaves
     /// into the result. Adds to gradients that are there (see [`Arena::zero_grad`]).
     ///
-    /// An error of kind `MissingGradient` names every parameter that is neither frozen nor reached from the loss.
+    /// An error of kind `MissingGradient` names every parameter that is neither frozen nor reached from the loss. After an
+    /// error some gradients may have landed: call [`Arena::zero_grad`] before trying again.
     pub fn backward(&self, loss: &Tensor) -> Result<Grads> {
         self.backward_with(loss, BackwardOptions::default())
     }
 
     /// As [`Arena::backward`], with options.
     pub fn backward_with(&self, loss: &Tensor, options: BackwardOptions<'_>) -> Result<Grads> {
-        let allowed: HashSet<&str> = options.allow_unused.iter().copied().collect();
-        let grads = Engine::new(Some(self)).run(loss, options)?;
+        let BackwardOptions { allow_unused, mut ready, seed } = options;
+        for name in allow_unused {
+            self.param(name).map_err(|e| e.context("allow_unused"))?;
+        }
+        let mut engine = Engine::new(Some(self));
+        let grads = engine.run(loss, seed, &mut ready)?;
         let mut missing = Vec::new();
-        for param in self.params()?.into_iter().filter(|p| !p.has_grad() && !p.is_frozen()) {
-            if allowed.contains(param.name().as_str()) {
+        let reached = engine.reached;
+        for param in self.params()?.into_iter().filter(|p| !reached[p.id()] && !p.is_frozen()) {
+            if !allow_unused.contains(&param.name().as_str()) {
+                missing.push(param.name());
+                continue;
+            }
+            if !param.has_grad() {
                 fill_zero(&param.grad_slot()?)?;
                 param.set_has_grad();
-            } else {
-                missing.push(param.name());
+            }
+            if let Some(ready) = &mut ready {
+                ready(param.id());
             }
         }
         if missing.is_empty() {
@@ -86,6 +98,9 @@ impl Arena {
             .with_help("use them in the forward pass, freeze them, or name them in allow_unused"))
     }
 }
+
+/// Told of each parameter whose gradient is complete.
+type Ready<'a> = Option<&'a mut dyn FnMut(usize)>;
 
 /// A gradient on its way.
 enum Slot {
@@ -118,6 +133,8 @@ impl Ord for Queued {
 struct Engine<'a> {
     arena: Option<&'a Arena>,
     params: Vec<Param>,
+    /// Which of the parameters a gradient of this pass has reached.
+    reached: Vec<bool>,
     /// Gradients of nodes' outputs and of free leaves.
     slots: HashMap<(u64, usize), Slot>,
 }
@@ -132,23 +149,19 @@ fn leaf_key(leaf: &Leaf) -> (u64, usize) {
 
 impl<'a> Engine<'a> {
     fn new(arena: Option<&'a Arena>) -> Engine<'a> {
-        Engine { arena, params: Vec::new(), slots: HashMap::new() }
+        Engine { arena, params: Vec::new(), reached: Vec::new(), slots: HashMap::new() }
     }
 
-    fn run(mut self, loss: &Tensor, mut options: BackwardOptions<'_>) -> Result<Grads> {
-        let seed = seed_of(loss, options.seed.take())?;
+    fn run(&mut self, loss: &Tensor, seed: Option<Tensor>, ready: &mut Ready<'_>) -> Result<Grads> {
+        let seed = seed_of(loss, seed)?;
         if let Some(arena) = self.arena {
             self.params = arena.params()?;
+            self.reached = vec![false; self.params.len()];
         }
-        no_grad(|| self.walk(loss, seed, options.ready))
+        no_grad(|| self.walk(loss, seed, ready))
     }
 
-    fn walk(
-        &mut self,
-        loss: &Tensor,
-        seed: Tensor,
-        mut ready: Option<&mut dyn FnMut(usize)>,
-    ) -> Result<Grads> {
+    fn walk(&mut self, loss: &Tensor, seed: Tensor, ready: &mut Ready<'_>) -> Result<Grads> {
         let (mut uses, leaves) = self.count_uses(loss.edge())?;
         let mut queue = BinaryHeap::new();
         let mut queued = HashSet::new();
@@ -159,15 +172,15 @@ impl<'a> Engine<'a> {
                 queue.push(Queued(node.clone()));
             }
         };
-        let mut finished = |edge: &Edge, params: &[Param]| {
+        let mut finished = |edge: &Edge, reached: &[bool]| {
             if let Edge::Leaf(leaf) = edge
                 && let Some((_, id)) = leaf.param
                 && let Some(left) = uses.get_mut(&leaf.id)
             {
                 *left -= 1;
                 if *left == 0
-                    && params.get(id).is_some_and(Param::has_grad)
-                    && let Some(ready) = ready.as_deref_mut()
+                    && reached.get(id) == Some(&true)
+                    && let Some(ready) = ready
                 {
                     ready(id);
                 }
@@ -176,7 +189,7 @@ impl<'a> Engine<'a> {
         self.give(loss.edge(), &loss.meta(), seed)?;
         enqueue(&mut queue, loss.edge());
         if let Edge::Leaf(_) = loss.edge() {
-            finished(loss.edge(), &self.params);
+            finished(loss.edge(), &self.reached);
         }
         while let Some(Queued(node)) = queue.pop() {
             let dys: Vec<Option<Tensor>> =
@@ -185,7 +198,7 @@ impl<'a> Engine<'a> {
                 self.visit(&node, &dys).map_err(|e| e.context(format!("backward of {}", node.name)))?;
             }
             for edge in &node.edges {
-                finished(edge, &self.params);
+                finished(edge, &self.reached);
                 enqueue(&mut queue, edge);
             }
         }
@@ -287,12 +300,11 @@ impl Deliver for Engine<'_> {
         if let Some(param) = self.param(edge) {
             let slot = param.grad_slot()?;
             if param.has_grad() {
-                accumulate(&slot, &gradient)?
+                accumulate(&slot, &gradient)?;
             } else {
-                copy_into(&slot, &gradient)?
+                copy_into(&slot, &gradient)?;
             }
-            param.set_has_grad();
-            return Ok(());
+            return self.landed(edge);
         }
         let key = key(edge)?;
         let sum = match self.slots.remove(&key) {
@@ -333,6 +345,8 @@ impl Deliver for Engine<'_> {
     fn landed(&mut self, edge: &Edge) -> Result<()> {
         if let Some(param) = self.param(edge) {
             param.set_has_grad();
+            let id = param.id();
+            self.reached[id] = true;
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ impl Block {
     }
 
     fn from_system(lines: usize) -> std::result::Result<Vec<Line>, ()> {
-        // From calloc: pages that are never touched cost no memory.
+        // From calloc: pages that the caller never touches cost no memory.
         bytemuck::allocation::try_zeroed_vec(lines)
     }
 

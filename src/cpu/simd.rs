@@ -371,7 +371,10 @@ pub fn transpose<R: Real>(
     if rows == 0 || cols == 0 {
         return;
     }
-    assert!((rows - 1) * src_stride + cols <= src.len() && (cols - 1) * dst_stride + rows <= dst.len());
+    let fits = |lines: usize, stride: usize, width: usize, length: usize| {
+        (lines - 1).checked_mul(stride).and_then(|o| o.checked_add(width)).is_some_and(|end| end <= length)
+    };
+    assert!(fits(rows, src_stride, cols, src.len()) && fits(cols, dst_stride, rows, dst.len()));
     #[allow(unused_mut, reason = "elsewhere there is only the plain loop")]
     let (mut whole_rows, mut whole_cols) = (0, 0);
     #[cfg(target_arch = "x86_64")]

@@ -58,7 +58,10 @@ impl Cx {
         match &self.step {
             Some(step) if self.train && p != 0.0 => {
                 let sample = if x.rank() == 0 { 1 } else { x.dims()[1..].iter().product::<usize>() } as u64;
-                x.dropout(ops::Dropout { p, seed: self.seed, site, offset: self.first_sample * sample }, step)
+                x.dropout(
+                    ops::Dropout { p, seed: self.seed, site, offset: self.first_sample.wrapping_mul(sample) },
+                    step,
+                )
             }
             _ => Ok(x.clone()),
         }

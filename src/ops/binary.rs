@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use std::fmt::Debug;
 
 use super::unary::{Integer, by_kind, refuse, source, target};
@@ -83,6 +85,7 @@ fn common(op: &'static str, inputs: &[Meta]) -> Result<Meta> {
 
 impl<F: Binary> Op for Zip<F> {
     const NAME: &'static str = F::NAME;
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, needs: &[bool]) -> Saves {
@@ -205,6 +208,7 @@ impl<F: Binary> ZipBackward<F> {
 
 impl<F: Binary> Op for ZipBackward<F> {
     const NAME: &'static str = F::BACKWARD;
+    const INPUTS: RangeInclusive<usize> = 2..=3;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -297,6 +301,7 @@ impl<F: Binary> Op for ZipBackward<F> {
 
 impl<F: Comparison> Op for Compare<F> {
     const NAME: &'static str = F::NAME;
+    const INPUTS: RangeInclusive<usize> = 2..=2;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         Ok(Plan::one(common(Self::NAME, inputs)?.with_dtype(DType::U8)))
@@ -428,13 +433,23 @@ macro_rules! comparisons {
 
             $(#[$doc])*
             ///
-            /// The second operand is a number, taken as the tensor's element type.
+            /// The second operand is a number, rounded to the tensor's element type; an error if an integer type cannot hold it.
             #[track_caller]
             pub fn $scalar(&self, value: f64) -> Result<Tensor> {
+                if !self.dtype().is_float() && !held_by(self.dtype(), value) {
+                    let message = format!("{value} is not a number of type {}", self.dtype());
+                    return Err(Error::dtype(stringify!($scalar), message).with_help("cast the tensor first, with to_dtype"));
+                }
                 run1(Compare($name), &[self, &Tensor::full((), value, self.dtype(), self.device())?])
             }
         }
     )*};
+}
+
+/// Whether a value of an element type is exactly `value`.
+fn held_by(dtype: DType, value: f64) -> bool {
+    use crate::dtype::Element;
+    crate::dispatch!(dtype, T => T::from_f64(value).to_f64() == value)
 }
 
 /// Odd numbers for a and even ones for b: never equal, so that differences see no kink.

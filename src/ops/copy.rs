@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::copy::move_elements;
 use crate::shape::{IntoShape, Layout};
@@ -16,6 +18,7 @@ pub struct Contiguous;
 
 impl Op for Contiguous {
     const NAME: &'static str = "contiguous";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -55,6 +58,7 @@ pub struct Cast {
 
 impl Op for Cast {
     const NAME: &'static str = "to_dtype";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

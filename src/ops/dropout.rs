@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::unary::{source, target};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::elementwise::{Work, apply};
@@ -79,6 +81,7 @@ impl Dropout {
 
 impl Op for Dropout {
     const NAME: &'static str = "dropout";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {

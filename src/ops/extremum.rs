@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::reduce::{Axes, cases, folded, map, real, same_dtype, store, wide, wide_dtype};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::reduce::{self, Fold, Reduction, SumOf, same};
@@ -60,6 +62,7 @@ macro_rules! extremum {
 
         impl Op for $op {
             const NAME: &'static str = $name;
+            const INPUTS: RangeInclusive<usize> = 1..=1;
             const ACCUMULATES: bool = true;
 
             fn saves(&self, _: &[bool]) -> Saves {
@@ -115,6 +118,7 @@ pub struct ExtremumBackward {
 
 impl Op for ExtremumBackward {
     const NAME: &'static str = "extremum_backward";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -195,6 +199,7 @@ macro_rules! place {
 
         impl Op for $op {
             const NAME: &'static str = $name;
+            const INPUTS: RangeInclusive<usize> = 1..=1;
 
             fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
                 let shape = infer(Self::NAME, self.axes, &inputs[0].shape, self.keepdim)?;

@@ -11,6 +11,8 @@
 mod lookup;
 mod scatter;
 
+use std::ops::RangeInclusive;
+
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::par;
 use crate::dtype::Float;
@@ -34,6 +36,7 @@ pub struct Embedding;
 
 impl Op for Embedding {
     const NAME: &'static str = "embedding";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
 
     fn saves(&self, needs: &[bool]) -> Saves {
         if needs[0] { Saves::inputs(&[1]) } else { Saves::NONE }
@@ -162,6 +165,7 @@ impl EmbeddingBackward {
 
 impl Op for EmbeddingBackward {
     const NAME: &'static str = "embedding_backward";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -235,6 +239,7 @@ fn check_gather(op: &'static str, shape: Shape, index: Meta, dim: usize) -> Resu
 
 impl Op for Gather {
     const NAME: &'static str = "gather";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
 
     fn saves(&self, needs: &[bool]) -> Saves {
         if needs[0] { Saves::inputs(&[1]) } else { Saves::NONE }
@@ -290,6 +295,7 @@ pub struct GatherBackward {
 
 impl Op for GatherBackward {
     const NAME: &'static str = "gather_backward";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -347,6 +353,7 @@ fn check_select(op: &'static str, rank: usize, index: Meta, dim: usize) -> Resul
 
 impl Op for IndexSelect {
     const NAME: &'static str = "index_select";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
 
     fn saves(&self, needs: &[bool]) -> Saves {
         if needs[0] { Saves::inputs(&[1]) } else { Saves::NONE }
@@ -405,6 +412,7 @@ pub struct IndexSelectBackward {
 
 impl Op for IndexSelectBackward {
     const NAME: &'static str = "index_select_backward";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

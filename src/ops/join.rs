@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::par;
 use crate::cpu::strided::Runs;
@@ -177,6 +179,7 @@ pub struct Pad {
 
 impl Op for Pad {
     const NAME: &'static str = "pad";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         let mut shape = inputs[0].shape;

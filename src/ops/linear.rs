@@ -2,12 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::{ActivationBackward, Arg, Case, Cases, MatMul, Op, Plan, SumTo, Tolerance, Values, run, run1};
 use crate::cpu::activation::{Activation, Reads};
 use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, gemm};
 use crate::cpu::simd::MatMut;
 use crate::dtype::Float;
-use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, grad_enabled};
+use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View, grad_enabled};
 use crate::{DType, Error, Result, Shape, dispatch};
 
 super::family!(Linear);
@@ -55,18 +57,17 @@ impl Linear {
             Some(b) => std::borrow::Cow::Borrowed(b),
             None => b.layout().positions().map(|i| b.data::<T>()[i]).collect::<Vec<T>>().into(),
         });
-        let accumulate =
-            if outputs[0].mode() == Mode::Accumulate { Accumulate::Add } else { Accumulate::Write };
         let (y, pre) = outputs.split_at_mut(1);
-        let pre = pre.first_mut().filter(|p| p.wanted()).map(|p| MatMut::new(p.slice::<T>(), rows, out, out));
+        let pre = pre.first_mut().map(|p| MatMut::new(p.slice::<T>(), rows, out, out));
         let epilogue = Epilogue { bias: bias.as_deref(), activation: self.activation, pre };
-        gemm(x, w.t(), MatMut::new(y[0].slice::<T>(), rows, out, out), accumulate, epilogue);
+        gemm(x, w.t(), MatMut::new(y[0].slice::<T>(), rows, out, out), Accumulate::Write, epilogue);
         Ok(())
     }
 }
 
 impl Op for Linear {
     const NAME: &'static str = "linear";
+    const INPUTS: RangeInclusive<usize> = 2..=3;
 
     fn saves(&self, needs: &[bool]) -> Saves {
         let mut saves = Saves::NONE;
@@ -76,16 +77,27 @@ impl Op for Linear {
         if needs[1] {
             saves = saves.and_inputs(&[0]);
         }
-        match self.activation {
-            Activation::Identity => saves,
-            _ if self.keep_pre => saves.and_outputs(&[1]),
-            _ => saves.and_outputs(&[0]),
+        match self.activation.reads() {
+            Reads::Nothing => saves,
+            Reads::Output => saves.and_outputs(&[0]),
+            // Without a kept pre-activation nothing is there to save; backward says so.
+            Reads::Input if self.keep_pre => saves.and_outputs(&[1]),
+            Reads::Input => saves,
         }
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         let (x, w) = (inputs[0], inputs[1]);
         super::same_float(Self::NAME, inputs)?;
+        if inputs.len() != 2 + self.bias as usize {
+            let message = format!(
+                "{} inputs given; with bias: {} it takes {}",
+                inputs.len(),
+                self.bias,
+                2 + self.bias as usize
+            );
+            return Err(Error::shape(Self::NAME, message));
+        }
         let rank = x.shape.rank();
         if rank == 0 || w.shape.rank() != 2 || x.shape[rank - 1] != w.shape[1] {
             let message = format!("x {} does not fit a weight of shape {} = [out, in]", x.shape, w.shape);
@@ -106,16 +118,21 @@ impl Op for Linear {
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
-        let of_y = match &dys[0] {
-            Some(dy) => Some(match self.activation {
-                Activation::Identity => dy.clone(),
-                activation if self.keep_pre => {
-                    run1(ActivationBackward { activation }, &[dy, &cx.output(1)?])?
-                }
-                activation => run1(ActivationBackward { activation }, &[dy, &cx.output(0)?])?,
-            }),
-            None => None,
+        let through = |dy: &Tensor| match self.activation.reads() {
+            Reads::Nothing => Ok(dy.clone()),
+            Reads::Output => run1(ActivationBackward { activation: self.activation }, &[dy, &cx.output(0)?]),
+            Reads::Input if self.keep_pre => {
+                run1(ActivationBackward { activation: self.activation }, &[dy, &cx.output(1)?])
+            }
+            Reads::Input => {
+                let error = Error::unsupported(
+                    Self::NAME,
+                    "the gradient of this activation needs the pre-activation",
+                );
+                Err(error.with_help("set keep_pre, or call Tensor::linear, which does"))
+            }
         };
+        let of_y = dys[0].as_ref().map(through).transpose()?;
         let dz = match (of_y, dys.get(1).cloned().flatten()) {
             (Some(of_y), Some(of_pre)) => of_y.add(&of_pre)?,
             (Some(dz), None) | (None, Some(dz)) => dz,

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::{Arg, Case, Cases, Op, Plan, SumTo, Tolerance, Values, run1};
 use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, Product, gemm, gemm_batch};
 use crate::cpu::simd::MatMut;
@@ -75,6 +77,7 @@ fn product<T: Float>(a: View<'_>, b: View<'_>, out: &mut Out<'_>) -> Result<()> 
 
 impl Op for MatMul {
     const NAME: &'static str = "matmul";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, needs: &[bool]) -> Saves {

@@ -27,6 +27,7 @@ mod sum_to;
 mod unary;
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 
 use crate::device::Stream;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
@@ -75,6 +76,9 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
     /// The op's name in errors, reports and tests: lower case, PyTorch's where it has one.
     const NAME: &'static str;
 
+    /// How many inputs it takes.
+    const INPUTS: RangeInclusive<usize> = 1..=usize::MAX;
+
     /// Whether the bodies honour [`Mode::Accumulate`](crate::tensor::Mode::Accumulate). If not, adding goes through a temporary.
     const ACCUMULATES: bool = false;
 
@@ -91,7 +95,8 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
         Saves::NONE
     }
 
-    /// Checks shapes and dtypes and says what comes out. The only place where they are checked.
+    /// Checks shapes and dtypes and says what comes out. The only place where they are checked; the number of inputs is
+    /// within [`Op::INPUTS`].
     fn infer(&self, inputs: &[Meta]) -> Result<Plan>;
 
     /// Computes on the CPU. Inputs have any layout; outputs are contiguous; results do not depend on the thread count.

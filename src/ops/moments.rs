@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::reduce::{Axes, cases, float_only, folded, map, real, same_dtype, store, sums, wide};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::pool::Block;
@@ -106,6 +108,7 @@ pub struct Var {
 
 impl Op for Var {
     const NAME: &'static str = "var";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -145,6 +148,7 @@ pub struct VarBackward {
 
 impl Op for VarBackward {
     const NAME: &'static str = "var_backward";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -181,6 +185,7 @@ pub struct Std {
 
 impl Op for Std {
     const NAME: &'static str = "std";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -222,6 +227,7 @@ pub struct StdBackward {
 
 impl Op for StdBackward {
     const NAME: &'static str = "std_backward";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -259,6 +265,7 @@ pub struct LogSumExp {
 
 impl Op for LogSumExp {
     const NAME: &'static str = "logsumexp";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -313,6 +320,7 @@ pub struct LogSumExpBackward {
 
 impl Op for LogSumExpBackward {
     const NAME: &'static str = "logsumexp_backward";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::reduce::{float_only, into_wide, real, same_dtype, store, wide, wide_dtype};
 use super::softmax::Strided;
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run};
@@ -339,6 +341,7 @@ pub struct LayerNorm {
 
 impl Op for LayerNorm {
     const NAME: &'static str = "layer_norm";
+    const INPUTS: RangeInclusive<usize> = 1..=3;
 
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::inputs(if self.weight { &[0, 1] } else { &[0] }).and_outputs(&[1, 2])
@@ -396,6 +399,7 @@ pub struct LayerNormBackward {
 
 impl Op for LayerNormBackward {
     const NAME: &'static str = "layer_norm_backward";
+    const INPUTS: RangeInclusive<usize> = 4..=7;
     const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
@@ -466,6 +470,7 @@ pub struct RmsNorm {
 
 impl Op for RmsNorm {
     const NAME: &'static str = "rms_norm";
+    const INPUTS: RangeInclusive<usize> = 1..=2;
 
     fn saves(&self, _: &[bool]) -> Saves {
         Saves::inputs(if self.weight { &[0, 1] } else { &[0] }).and_outputs(&[1])
@@ -516,6 +521,7 @@ pub struct RmsNormBackward {
 
 impl Op for RmsNormBackward {
     const NAME: &'static str = "rms_norm_backward";
+    const INPUTS: RangeInclusive<usize> = 3..=5;
     const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use std::fmt;
 
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
@@ -351,6 +353,7 @@ pub struct Sum {
 
 impl Op for Sum {
     const NAME: &'static str = "sum";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -398,6 +401,7 @@ pub struct Mean {
 
 impl Op for Mean {
     const NAME: &'static str = "mean";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -443,6 +447,7 @@ pub struct MeanBackward {
 
 impl Op for MeanBackward {
     const NAME: &'static str = "mean_backward";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

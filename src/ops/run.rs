@@ -8,7 +8,7 @@ use super::{Op, Plan};
 use crate::cpu::pool::Block;
 use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
-use crate::{Device, Error, Result};
+use crate::{Device, Error, Result, Shape};
 
 /// An [`Op`] without its type.
 trait AnyOp: Send + Sync {
@@ -45,7 +45,18 @@ impl<O: Op> AnyOp for O {
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        Op::infer(self, inputs).map_err(|e| e.with_op(O::NAME))
+        if !O::INPUTS.contains(&inputs.len()) {
+            let (least, most) = (O::INPUTS.start(), O::INPUTS.end());
+            let message = format!("{} inputs given, {least} to {most} needed", inputs.len());
+            return Err(Error::shape(O::NAME, message));
+        }
+        let plan = Op::infer(self, inputs).map_err(|e| e.with_op(O::NAME))?;
+        // Sizes that overflow, as of broadcasting two huge expanded tensors, are found here for all ops.
+        plan.outputs
+            .iter()
+            .try_for_each(|m| Shape::new(&m.shape).map(drop))
+            .map_err(|e| e.with_op(O::NAME))?;
+        Ok(plan)
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
@@ -215,7 +226,14 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
             None => Out::new(spare.as_mut(), want.shape, want.dtype, mode_of_unwanted),
         });
     }
-    body(op, device, inputs, &mut outs, plan.scratch)
+    body(op, device, inputs, &mut outs, plan.scratch)?;
+    drop(outs);
+    drop(guards);
+    if numerics_checked() {
+        let written = outputs.iter().filter(|o| o.1 != Mode::Skip);
+        check_finite(op.name(), &written.map(|o| o.0.clone()).collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 impl BackwardCx<'_> {
@@ -233,12 +251,12 @@ impl BackwardCx<'_> {
         }
         let (_, plan) = infer(op, inputs)?;
         for (&i, want) in targets.iter().zip(&plan.outputs) {
-            if self.needs(i) && self.input_meta(i).shape != want.shape {
+            if self.needs(i) && self.input_meta(i) != *want {
                 let message = format!("{} makes {want} as the gradient of {}", op.name(), self.input_meta(i));
                 return Err(Error::internal(message).with_op(self.node.name));
             }
         }
-        // A gradient goes through a temporary where its memory is not of the op's dtype or is already a target here.
+        // A gradient goes through a temporary where its memory is already a target here.
         enum To {
             Direct(usize),
             Given(usize),
@@ -247,20 +265,13 @@ impl BackwardCx<'_> {
         let mut tensors: Vec<(Tensor, Mode, To)> = Vec::with_capacity(targets.len());
         for (k, (&i, want)) in targets.iter().zip(&plan.outputs).enumerate() {
             if !wanted[k] {
-                tensors.push((
-                    Tensor::empty(want.with_shape(crate::Shape::from_dims(&[0])))?,
-                    Mode::Skip,
-                    To::Nowhere,
-                ));
-                continue;
-            }
-            let repeated = (0..k).any(|e| wanted[e] && self.same_edge(targets[e], i));
-            let direct = if repeated { None } else { Some(self.destination(i)?) };
-            match direct {
-                Some((memory, add)) if memory.dtype() == want.dtype => {
-                    tensors.push((memory, if add { Mode::Accumulate } else { Mode::Write }, To::Direct(i)));
-                }
-                _ => tensors.push((Tensor::empty(*want)?, Mode::Write, To::Given(i))),
+                let nothing = Tensor::empty(want.with_shape(Shape::from_dims(&[0])))?;
+                tensors.push((nothing, Mode::Skip, To::Nowhere));
+            } else if (0..k).any(|e| wanted[e] && self.same_edge(targets[e], i)) {
+                tensors.push((Tensor::empty(*want)?, Mode::Write, To::Given(i)));
+            } else {
+                let (memory, add) = self.destination(i)?;
+                tensors.push((memory, if add { Mode::Accumulate } else { Mode::Write }, To::Direct(i)));
             }
         }
         let outs: Vec<(&Tensor, Mode)> = tensors.iter().map(|(t, mode, _)| (t, *mode)).collect();

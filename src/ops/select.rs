@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::unary::{source, target};
 use super::{Arg, Case, Cases, Op, Plan, SumTo, Tolerance, Values, run1};
 use crate::cpu::elementwise::{Work, apply, each3};
@@ -17,6 +19,7 @@ pub struct Where;
 
 impl Op for Where {
     const NAME: &'static str = "where";
+    const INPUTS: RangeInclusive<usize> = 3..=3;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {

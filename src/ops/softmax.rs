@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::reduce::{folded, into_wide, map, real, same_dtype, wide};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::par;
@@ -195,6 +197,7 @@ pub struct Softmax {
 
 impl Op for Softmax {
     const NAME: &'static str = "softmax";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -245,6 +248,7 @@ pub struct SoftmaxBackward {
 
 impl Op for SoftmaxBackward {
     const NAME: &'static str = "softmax_backward";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -285,6 +289,7 @@ pub struct LogSoftmax {
 
 impl Op for LogSoftmax {
     const NAME: &'static str = "log_softmax";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -337,6 +342,7 @@ pub struct LogSoftmaxBackward {
 
 impl Op for LogSoftmaxBackward {
     const NAME: &'static str = "log_softmax_backward";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

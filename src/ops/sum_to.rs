@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::reduce::{Axes, Sum};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values};
 use crate::shape::Layout;
@@ -27,6 +29,7 @@ impl SumTo {
 
 impl Op for SumTo {
     const NAME: &'static str = "sum_to";
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

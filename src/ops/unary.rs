@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use std::fmt::Debug;
 
 use super::cases::SHAPES;
@@ -162,6 +164,7 @@ fn alike(op: &'static str, inputs: &[Meta]) -> Result<Plan> {
 
 impl<F: Unary> Op for Map<F> {
     const NAME: &'static str = F::NAME;
+    const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -228,6 +231,7 @@ const NUMBERS: [DType; 6] = [DType::F32, DType::F64, DType::BF16, DType::F16, DT
 
 impl<F: Unary> Op for MapBackward<F> {
     const NAME: &'static str = F::BACKWARD;
+    const INPUTS: RangeInclusive<usize> = if matches!(F::READS, Reads::Nothing) { 1..=1 } else { 2..=2 };
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -291,9 +295,14 @@ impl<F: Unary> Op for MapBackward<F> {
 
 impl Op for ActivationBackward {
     const NAME: &'static str = "activation_backward";
+    const INPUTS: RangeInclusive<usize> = 1..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        if inputs.len() == 1 && self.activation.reads() != Reads::Nothing {
+            let message = format!("the gradient of {} needs a second input", self.activation.name());
+            return Err(Error::shape(Self::NAME, message));
+        }
         alike(Self::NAME, inputs)
     }
 
@@ -397,7 +406,8 @@ macro_rules! unary {
 
                 fn whole(self) -> bool {
                     let arguments: &[f64] = &[$(self.$field),*];
-                    arguments.iter().all(|a| a.is_infinite() || a.fract() == 0.0)
+                    // Infinite bounds of clamp bound nothing; any other number must be an integer that i32 holds.
+                    arguments.iter().all(|a| (Self::NAME == "clamp" && a.is_infinite()) || (a.fract() == 0.0 && a.abs() <= i32::MAX as f64))
                 }
 
                 fn examples() -> Examples<Self> {

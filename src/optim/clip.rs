@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use crate::cpu::{par, simd};
 use crate::dtype::{Float, Real};
 use crate::ops::{Cases, Op, Plan, Tolerance};
@@ -57,6 +59,7 @@ pub struct ClipNorm {
 
 impl Op for ClipNorm {
     const NAME: &'static str = "clip_grad_norm";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -70,6 +73,7 @@ impl Op for ClipNorm {
             return Err(Error::internal("not a float"))
         });
         let floats = outputs[0].slice::<f64>();
+        let norm = norm / floats[StepBlock::LOSS_SCALE];
         floats[StepBlock::NORM] = norm;
         // Not `min`, so that a norm of NaN is not clipped to 1 and hidden.
         let factor = self.max_norm / (norm + 1e-6);

@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::rules::{Rule, Scalars};
 use crate::cpu::{par, simd};
 use crate::dtype::{Float, Real};
 use crate::ops::{Cases, Op, Plan, Tolerance};
 use crate::param::{ALIGN, FROZEN, StepBlock};
 use crate::tensor::{Meta, Out, View};
-use crate::{DType, Error, Result, dispatch};
+use crate::{DType, Device, Error, Result, dispatch};
 
 /// Elements that a thread updates at a time; a multiple of [`ALIGN`].
 const CHUNK: usize = 64 * ALIGN;
@@ -20,14 +22,17 @@ pub struct Advance {
     pub beta1: f64,
     /// β₂
     pub beta2: f64,
+    /// Where the step block is.
+    pub device: Device,
 }
 
 impl Op for Advance {
     const NAME: &'static str = "advance";
+    const INPUTS: RangeInclusive<usize> = 0..=0;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, _: &[Meta]) -> Result<Plan> {
-        let floats = Meta { shape: StepBlock::floats_shape(), dtype: DType::F64, device: crate::Device::Cpu };
+        let floats = Meta { shape: StepBlock::floats_shape(), dtype: DType::F64, device: self.device };
         let step = floats.with_dtype(DType::I64).with_shape(crate::Shape::from_dims(&[]));
         Ok(Plan { outputs: vec![floats, step], scratch: 0 })
     }
@@ -140,6 +145,7 @@ fn update_block<T: Float, R: Rule>(
 
 impl<R: Rule> Op for Update<R> {
     const NAME: &'static str = R::NAME;
+    const INPUTS: RangeInclusive<usize> = 4..=4;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

@@ -14,7 +14,7 @@ mod schedule;
 
 use crate::param::StepBlock;
 use crate::tensor::{Mode, Tensor, no_grad};
-use crate::{Arena, DType, Error, Result, ops};
+use crate::{Arena, DType, Error, ErrorKind, Result, ops};
 
 pub use clip::{ClipNorm, global_norm};
 pub use flat::{Advance, Update};
@@ -50,18 +50,20 @@ pub struct Optimizer<R: Rule> {
     arena: Arena,
     rule: R,
     clip: Clip,
+    /// The arena's group table, as it was when last read, and as a tensor.
+    groups: Vec<u8>,
     table: Tensor,
     state: Vec<Tensor>,
 }
 
 impl<R: Rule> Optimizer<R> {
     /// An optimiser of all parameters of `arena`, with learning rate `lr` (and the rule's weight decay) in every group.
-    /// Seals the arena; its group table is read here, so group and freeze parameters first.
+    /// Seals the arena. An optimiser with state starts afresh: powers of the betas at 1.
     pub fn new(arena: &Arena, rule: R, lr: f64) -> Result<Optimizer<R>> {
         check_rate("learning rate", lr, true)?;
         rule.check()?;
-        let table = arena.group_table()?;
-        let table = Tensor::from_slice(&table, table.len(), arena.device())?;
+        let groups = arena.group_table()?;
+        let table = Tensor::from_slice(&groups, groups.len(), arena.device())?;
         // Moments of 16-bit parameters are kept in f32.
         let dtype = if arena.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let state = rule.state().iter().map(|name| arena.buffer(name, dtype)).collect::<Result<Vec<_>>>()?;
@@ -70,7 +72,10 @@ impl<R: Rule> Optimizer<R> {
             block.set(StepBlock::LR + group, lr)?;
             block.set(StepBlock::WEIGHT_DECAY + group, rule.weight_decay())?;
         }
-        Ok(Optimizer { arena: arena.clone(), rule, clip: Clip::None, table, state })
+        for power in [StepBlock::BETA1_POWER, StepBlock::BETA2_POWER] {
+            block.set(power, 1.0)?;
+        }
+        Ok(Optimizer { arena: arena.clone(), rule, clip: Clip::None, groups, table, state })
     }
 
     /// Sets the clipping. Errors unless a limit is positive.
@@ -112,15 +117,31 @@ impl<R: Rule> Optimizer<R> {
         self.arena.step_block().set(StepBlock::WEIGHT_DECAY + group, weight_decay)
     }
 
-    /// Updates all parameters from their gradients, counts the step and forgets the gradients.
+    /// Updates all parameters that are not frozen from their gradients, counts the step and forgets the gradients.
+    ///
+    /// An error of kind `MissingGradient` if one of them has no gradient: `Arena::backward` comes first.
     #[track_caller]
     pub fn step(&mut self) -> Result<()> {
+        if let Some(param) = self.arena.params()?.iter().find(|p| !p.is_frozen() && !p.has_grad()) {
+            return Err(Error::new(ErrorKind::MissingGradient, format!("{} has no gradient", param.name()))
+                .with_op(R::NAME)
+                .with_help("call arena.backward(&loss) before each step"));
+        }
+        let groups = self.arena.group_table()?;
+        if groups != self.groups {
+            self.table = Tensor::from_slice(&groups, groups.len(), self.arena.device())?;
+            self.groups = groups;
+        }
         no_grad(|| {
             let (values, grads) = (self.arena.values()?, self.arena.grads()?);
             let block = self.arena.step_block();
             let (floats, step) = (block.floats(), block.step()?);
             let [beta1, beta2] = self.rule.betas();
-            ops::run_into(Advance { beta1, beta2 }, &[], &[(floats, Mode::Update), (&step, Mode::Update)])?;
+            ops::run_into(
+                Advance { beta1, beta2, device: self.arena.device() },
+                &[],
+                &[(floats, Mode::Update), (&step, Mode::Update)],
+            )?;
             let mut clip_value = f64::INFINITY;
             match self.clip {
                 Clip::None => {}

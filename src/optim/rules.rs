@@ -31,9 +31,9 @@ pub trait Rule: Copy + Debug + Send + Sync + 'static {
     fn state(&self) -> &'static [&'static str];
     /// The weight decay that groups start with.
     fn weight_decay(&self) -> f64;
-    /// β₁ and β₂, for bias correction; zeros where there are none.
+    /// β₁ and β₂, for bias correction; ones where there are none.
     fn betas(&self) -> [f64; 2] {
-        [0.0; 2]
+        [1.0; 2]
     }
     /// Errors if a hyper-parameter is out of range.
     fn check(&self) -> Result<()>;

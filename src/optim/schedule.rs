@@ -134,7 +134,7 @@ impl Schedule {
         match *self {
             Schedule::Constant => Ok(()),
             Schedule::Linear { end_factor } => share("end_factor", end_factor),
-            Schedule::Cosine { min_lr } => positive("min_lr + 1", min_lr + 1.0),
+            Schedule::Cosine { min_lr } => super::check_rate("min_lr", min_lr, false),
             Schedule::Step { step_size: 0, .. } => {
                 Err(Error::argument("step_size 0 is not a positive number"))
             }

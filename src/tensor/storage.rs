@@ -33,6 +33,8 @@ pub struct Storage {
 struct State {
     readers: Vec<(usize, usize)>,
     writers: Vec<(usize, usize)>,
+    /// Writes so far, to any segment.
+    writes: u64,
     /// One a segment; empty until the first write.
     versions: Vec<Version>,
 }
@@ -40,6 +42,8 @@ struct State {
 #[derive(Clone, Copy, Default)]
 struct Version {
     writes: u64,
+    /// The storage's count of writes when this segment was last written.
+    at: u64,
     last: Option<(&'static str, Site)>,
 }
 
@@ -126,8 +130,10 @@ impl Storage {
         if state.versions.is_empty() {
             state.versions = vec![Version::default(); self.cuts.len() + 1];
         }
+        state.writes += 1;
+        let at = state.writes;
         for version in &mut state.versions[segments] {
-            *version = Version { writes: version.writes + 1, last: Some((op, Location::caller())) };
+            *version = Version { writes: version.writes + 1, at, last: Some((op, Location::caller())) };
         }
         drop(state);
         Ok(WriteGuard { storage: self, key })
@@ -149,7 +155,7 @@ impl Storage {
     /// The op and the source line of the last write to the segments that `range` (bytes) touches.
     pub fn last_write(&self, range: &Range<usize>) -> Option<(&'static str, Site)> {
         let state = self.state();
-        state.versions.get(self.segments(range))?.iter().filter_map(|v| v.last).next_back()
+        state.versions.get(self.segments(range))?.iter().max_by_key(|v| v.at)?.last
     }
 }
 

@@ -132,7 +132,8 @@ impl Tensor {
     #[track_caller]
     pub fn split(&self, sizes: &[usize], dim: isize) -> Result<Vec<Tensor>> {
         let at = self.shape().dim("split", dim)?;
-        if sizes.iter().sum::<usize>() != self.shape()[at] {
+        let total = sizes.iter().try_fold(0usize, |sum, &size| sum.checked_add(size));
+        if total != Some(self.shape()[at]) {
             let message = format!("sizes {sizes:?} do not add up to dimension {dim} of {}", self.shape());
             return Err(Error::shape("split", message));
         }

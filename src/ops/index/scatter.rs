@@ -199,8 +199,8 @@ impl Scatter {
                 }
                 return;
             }
-            if os == 0 && step == 1 && is == 1 && ds == 1 {
-                // Along the last dimension: everything happens in one row of `out`.
+            if os == 0 && step == 1 && is == 1 && ds == 1 && ours.len() == size {
+                // Along the last dimension, all of it: everything happens in one row of `out`.
                 let out = &mut out[o_at..][..ours.len()];
                 for (index, d) in index[i_at..][..runs.len].iter().zip(&dy[d_at..]) {
                     match out.get_mut(index.place()) {

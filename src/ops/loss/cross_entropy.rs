@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
 use super::{GRAIN, Reduction, SoftCrossEntropyLoss, no_gradient, same_float, with_some};
 use crate::cpu::par;
@@ -206,6 +208,7 @@ impl CrossEntropyLoss {
 
 impl Op for CrossEntropyLoss {
     const NAME: &'static str = "cross_entropy";
+    const INPUTS: RangeInclusive<usize> = 2..=3;
     const STATISTICS: usize = 2;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -373,6 +376,7 @@ impl CrossEntropyLossBackward {
 
 impl Op for CrossEntropyLossBackward {
     const NAME: &'static str = "cross_entropy_backward";
+    const INPUTS: RangeInclusive<usize> = 5..=6;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::cross_entropy::{SUM, check_logits};
 use super::rows::{Rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta};
 use super::{GRAIN, Reduction, no_gradient, same_float};
@@ -92,6 +94,7 @@ impl DistillationLoss {
 
 impl Op for DistillationLoss {
     const NAME: &'static str = "distillation_loss";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
     const STATISTICS: usize = 1;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -181,6 +184,7 @@ impl DistillationLossBackward {
 
 impl Op for DistillationLossBackward {
     const NAME: &'static str = "distillation_loss_backward";
+    const INPUTS: RangeInclusive<usize> = 4..=4;
     const ACCUMULATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

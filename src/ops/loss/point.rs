@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -212,6 +214,7 @@ impl<K: PointKind> PointLoss<K> {
 
 impl<K: PointKind> Op for PointLoss<K> {
     const NAME: &'static str = K::NAME;
+    const INPUTS: RangeInclusive<usize> = 2..=4;
 
     fn saves(&self, needs: &[bool]) -> Saves {
         let all = Saves::inputs(&[0, 1]);
@@ -342,6 +345,7 @@ impl<K: PointKind> PointLossBackward<K> {
 
 impl<K: PointKind> Op for PointLossBackward<K> {
     const NAME: &'static str = K::BACKWARD;
+    const INPUTS: RangeInclusive<usize> = 3..=5;
     const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::cross_entropy::{SUM, check_logits};
 use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
 use super::{GRAIN, Reduction, no_gradient, same_float};
@@ -118,6 +120,7 @@ impl SoftCrossEntropyLoss {
 
 impl Op for SoftCrossEntropyLoss {
     const NAME: &'static str = "soft_cross_entropy";
+    const INPUTS: RangeInclusive<usize> = 2..=3;
     const STATISTICS: usize = 1;
 
     fn saves(&self, _: &[bool]) -> Saves {
@@ -249,6 +252,7 @@ impl SoftCrossEntropyLossBackward {
 
 impl Op for SoftCrossEntropyLossBackward {
     const NAME: &'static str = "soft_cross_entropy_backward";
+    const INPUTS: RangeInclusive<usize> = 4..=5;
     const SKIPS: bool = true;
     const ACCUMULATES: bool = true;
 
