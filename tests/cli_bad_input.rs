@@ -173,7 +173,8 @@ fn damaged_models_are_refused() {
         "info m",
         "train --resume m --epochs 2",
     ];
-    let damage: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>); 3] = [
+    type Damage<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
+    let damage: [(&str, Damage); 3] = [
         ("truncated", &|bytes| bytes[..bytes.len() / 2].to_vec()),
         ("bit-flipped", &|mut bytes| {
             let middle = bytes.len() / 2;
