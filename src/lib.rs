@@ -37,8 +37,8 @@
 //! | [`param`] | [`Arena`] and [`Param`]: all parameters of a model in flat buffers |
 //! | [`nn`], [`optim`] | layers and initialisers; optimisers, clipping, schedules |
 //! | [`io`] | safetensors, npy, model folders that are replaced whole |
-//! | `data`, `train` | tables, preparation, loaders; the training loop, checkpoints, prediction (feature `train`) |
-//! | `bench`, `cli` | measuring; the command line (feature `cli`) |
+//! | `data`, `train`, `bench` | tables, preparation, loaders; the training loop, checkpoints, prediction; measuring (feature `train`) |
+//! | `cli` | the command line (feature `cli`) |
 //! | [`cpu`] | the CPU back end: loops, products, threads ([`cpu::par::with_threads`]), the memory pool |
 //!
 //! # Features
