@@ -154,10 +154,12 @@ fn alike(op: &'static str, inputs: &[Meta]) -> Result<Plan> {
         return Err(refuse(op, dy.dtype, false));
     }
     if let Some(other) = rest.iter().find(|m| m.shape != dy.shape || m.dtype != dy.dtype) {
-        return Err(Error::shape(
-            op,
-            format!("the gradient is {dy} but what it is computed from is {other}"),
-        ));
+        let message = format!("the gradient is {dy} but what it is computed from is {other}");
+        return Err(if other.dtype == dy.dtype {
+            Error::shape(op, message)
+        } else {
+            Error::dtype(op, message).with_help("cast one of them with to_dtype; nothing is promoted")
+        });
     }
     Ok(Plan::one(*dy))
 }
