@@ -23,7 +23,7 @@ fn dims(v: &Value) -> Vec<usize> {
 
 /// A tensor of the file, its floats in `dtype`.
 fn tensor(v: &Value, dtype: DType) -> Tensor {
-    let data = Tensor::from_slice(&numbers(&v["data"]), &dims(&v["shape"]), Device::Cpu).unwrap();
+    let data = Tensor::from_slice(&numbers(&v["data"]), dims(&v["shape"]), Device::Cpu).unwrap();
     data.to_dtype(if v["dtype"] == "i64" { DType::I64 } else { dtype }).unwrap()
 }
 
