@@ -151,3 +151,65 @@ fn an_interrupted_run_can_be_resumed() {
         assert!(place.read(&format!("part/{file}")) == place.read(&format!("whole/{file}")), "{file}");
     }
 }
+
+/// A run that is not finished leaves the model that was in its folder, and goes on from the folder beside it.
+#[cfg(unix)]
+#[test]
+fn a_finished_model_is_replaced_only_by_a_finished_one() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let place = Place::new("partial");
+    place.ok("train --limit 300 --epochs 1 --model mlp:8 --out m");
+    let before = place.files("m");
+    let line = "train --limit 600 --patience 0 --epochs 100000 --out m";
+    let mut child = place.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Two epoch lines: by the second one the checkpoint of the first epoch has been written.
+    assert_eq!(
+        stderr.by_ref().filter(|l| l.as_ref().is_ok_and(|l| l.starts_with("epoch "))).take(2).count(),
+        2
+    );
+    assert!(before == place.files("m"));
+    assert!(
+        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap().success()
+    );
+    let text = stderr.map(Result::unwrap).collect::<Vec<_>>().join("\n");
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    assert!(text.contains("warpsmith train --resume m.partial --out m"), "{text}");
+    assert!(before == place.files("m"));
+
+    let epochs = place.json("info m.partial")["epochs"].as_u64().unwrap() + 2;
+    place.write("m.partial/notes.txt", "mine");
+    place.ok(&format!("train --resume m.partial --out m --epochs {epochs}"));
+    // The checkpoint is gone, what it did not write stays.
+    assert_eq!(place.files("m.partial").len(), 1);
+    place.ok(&format!("train --limit 600 --patience 0 --epochs {epochs} --out whole"));
+    for file in ["model.safetensors", "metrics.jsonl", "state/model.safetensors"] {
+        assert!(place.read(&format!("m/{file}")) == place.read(&format!("whole/{file}")), "{file}");
+    }
+    place.ok("train --limit 300 --epochs 2 --model mlp:8 --out whole");
+    assert!(!place.path().join("whole.partial").exists());
+}
+
+#[test]
+fn the_current_directory_can_be_the_model() {
+    let place = Place::new("dot");
+    place.write("fruit.csv", fruit(150));
+    for name in ["dot", "up", "whole"] {
+        std::fs::create_dir(place.path().join(name)).unwrap();
+    }
+    let inside = |name: &str, line: &str| {
+        let output = place.command(line).current_dir(place.path().join(name)).output().unwrap();
+        let run = cli_support::Run::of(line, output);
+        assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+    };
+    place.ok("train --data fruit.csv --epochs 5 --out whole");
+    for (name, out) in [("dot", "."), ("up", "../up")] {
+        inside(name, &format!("train --data ../fruit.csv --epochs 2 --out {out}"));
+        inside(name, &format!("train --data ../fruit.csv --epochs 3 --out {out}"));
+        inside(name, &format!("train --resume {out} --epochs 5"));
+        assert!(place.read(&format!("{name}/model.safetensors")) == place.read("whole/model.safetensors"));
+        assert!(!place.path().join(format!("{name}.partial")).exists());
+    }
+}

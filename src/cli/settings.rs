@@ -125,7 +125,8 @@ pub(super) struct Settings {
     /// CPU threads; the result does not depend on it [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     pub(super) threads: Option<usize>,
-    /// The model folder to write [default: runs/<data>-<model>]
+    /// The model folder to write; a model there is replaced by the finished one only, and checkpoints go to DIR.partial
+    /// until then [default: runs/<data>-<model>]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub(super) out: Option<PathBuf>,
     /// Go on with the run in DIR, to --epochs in total; all other settings are the folder's
