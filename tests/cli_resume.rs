@@ -87,6 +87,13 @@ fn contradictions_name_both_values() {
         let key = flag.split(' ').next().unwrap();
         place.refuses(&format!("train --resume m --epochs 3 {flag}"), 2, &[key, both[0], both[1]]);
     }
+    // Of a description, all that it says counts, and nothing that it leaves open.
+    place.write("net.toml", "hidden = [16]\nactivation = 'tanh'\ndropout = 0.1\n");
+    let both = ["net.toml: mlp:16 (tanh, dropout 0.1)", "mlp:16 (relu, dropout 0)"];
+    place.refuses("train --resume m --epochs 3 --model net.toml", 2, &both);
+    place.write("net.toml", "hidden = [16]\n");
+    place.ok("train --data fruit.csv --epochs 1 --model net.toml --activation tanh --out n");
+    place.ok("train --resume n --epochs 2 --model net.toml");
     // The same again is no contradiction.
     place.ok("train --resume m --epochs 3 --lr 0.001 --data ./fruit.csv --model mlp:16 --task auto --target kind --seed 3");
     place.refuses("train --resume m --epochs 2", 2, &["--epochs 2", "3"]);
@@ -212,4 +219,42 @@ fn the_current_directory_can_be_the_model() {
         assert!(place.read(&format!("{name}/model.safetensors")) == place.read("whole/model.safetensors"));
         assert!(!place.path().join(format!("{name}.partial")).exists());
     }
+}
+
+#[test]
+fn a_run_that_stopped_early_says_so_and_goes_on_with_more_patience() {
+    let place = Place::new("patience");
+    // Noise: the validation loss soon gets no better.
+    let rows = (0..200u32).map(|i| {
+        let noise = |k: u32| i.wrapping_mul(k).wrapping_mul(2_654_435_761) >> 20;
+        format!("{},{},{}\n", noise(3), noise(7), noise(11) % 2)
+    });
+    place.write("noise.csv", format!("a,b,y\n{}", rows.collect::<String>()));
+    let first = place.json("train --data noise.csv --patience 3 --epochs 60 --lr 0.01 --out m --quiet");
+    let (stopped, best) = (first["epochs"].as_u64().unwrap(), first["best_epoch"].as_u64().unwrap());
+    // Exactly as many epochs without a better one as the help says.
+    assert!(stopped < 60 && stopped == best + 3, "{first}");
+    let run = place.ok("train --resume m --epochs 80");
+    assert!(run.stderr.contains(&format!("stopped early at epoch {stopped}")), "{}", run.stderr);
+    assert!(run.stderr.contains("--patience"), "{}", run.stderr);
+    assert_eq!(place.json("info m")["epochs"], stopped);
+    let run = place.ok(&format!("train --resume m --epochs {stopped} --patience 0"));
+    assert!(run.stderr.contains("nothing to train"), "{}", run.stderr);
+    let more = stopped + 2;
+    let value = place.json(&format!("train --resume m --epochs {more} --patience 0 --quiet"));
+    assert_eq!(value["epochs"], more);
+    place.ok(&format!("train --data noise.csv --patience 0 --epochs {more} --lr 0.01 --out whole"));
+    same_model(&place, "m", "whole");
+}
+
+#[test]
+fn data_from_stdin_must_be_given_again() {
+    let place = Place::new("resume-stdin");
+    place.write("fruit.csv", fruit(150));
+    let stdin = std::fs::File::open(place.path().join("fruit.csv")).unwrap();
+    let line = "train --data - --target kind --epochs 2 --out m";
+    let run = cli_support::Run::of(line, place.command(line).stdin(stdin).output().unwrap());
+    assert_eq!(run.code, 0, "{run:?}");
+    place.refuses("train --resume m --epochs 3", 2, &["stdin", "--data FILE"]);
+    place.ok("train --resume m --epochs 3 --data fruit.csv");
 }

@@ -71,7 +71,7 @@ pub struct Progress {
     pub best_loss: Option<f64>,
     /// The epoch (from 1) whose weights are kept; 0 before the first.
     pub best_epoch: u64,
-    /// Whether training came to its end (rather than being interrupted): patience or the last epoch.
+    /// Whether it was patience that ended training, before the last epoch.
     pub stopped_early: bool,
     /// The step block's floats: learning rates, powers of the betas.
     pub step_floats: Vec<f64>,

@@ -199,8 +199,8 @@ impl Trainer {
     /// Goes on with the run in `folder`, on the same data, to `config.epochs` epochs in all; saves to `dir`, as
     /// [`Trainer::new`] does if that is another model's folder.
     ///
-    /// Errors (kind `Data`) if the data is not what the run was trained on. All of `config` but `epochs` must be the
-    /// folder's own; that is the caller's duty, who knows which flags were given.
+    /// Errors (kind `Data`) if the data is not what the run was trained on. All of `config` but `epochs` and `patience`
+    /// must be the folder's own; that is the caller's duty, who knows which flags were given.
     pub fn resume(
         data: Dataset,
         folder: &Folder,
@@ -225,7 +225,9 @@ impl Trainer {
             *state = saved;
         }
         trainer.log = checkpoint::read_log(folder, progress.epoch)?;
-        (trainer.progress, trainer.kept) = (Progress { stopped_early: false, ..progress }, kept);
+        (trainer.progress, trainer.kept) = (progress, kept);
+        // By the settings of now, which may allow more.
+        trainer.progress.stopped_early = trainer.is_out_of_patience();
         Ok(trainer)
     }
 
@@ -300,7 +302,7 @@ impl Trainer {
         let mut first_step = None;
         let mut samples = 0;
         let mut epoch_clock = (Instant::now(), 0);
-        while self.progress.epoch < config.epochs && !self.is_out_of_patience(&config) {
+        while self.progress.epoch < config.epochs && !self.is_out_of_patience() {
             if stop.load(Relaxed) {
                 return self.interrupt(observer);
             }
@@ -344,11 +346,12 @@ impl Trainer {
         self.finish(start, first_step, samples, observer)
     }
 
-    fn is_out_of_patience(&self, config: &TrainConfig) -> bool {
-        config.patience > 0
+    fn is_out_of_patience(&self) -> bool {
+        let patience = self.file.training.patience;
+        patience > 0
             && self.progress.best_loss.is_some()
             && self.progress.batch == 0
-            && self.progress.epoch - self.progress.best_epoch > config.patience
+            && self.progress.epoch - self.progress.best_epoch >= patience
     }
 
     /// One optimiser step; returns the loss.
@@ -524,7 +527,8 @@ impl Trainer {
         samples: u64,
         observer: &mut dyn Observer,
     ) -> Result<Report> {
-        self.progress.stopped_early = self.progress.epoch < self.file.training.epochs;
+        self.progress.stopped_early =
+            self.progress.epoch < self.file.training.epochs && self.is_out_of_patience();
         let kept = Model::new(self.model.architecture().clone(), 0, self.model.arena().device())?;
         kept.load_state(self.kept.iter().map(|(n, t)| (n.as_str(), t.clone())).collect())?;
         let judged = [&self.test, &self.validation, self.train.part()].into_iter().find(|p| p.rows() > 0);
