@@ -249,6 +249,33 @@ fn divergence_exits_with_1_and_names_the_step() {
     place.refuses(line, 1, &["diverged", "step"]);
 }
 
+/// Diverges after some good epochs: the model that was there stays, the checkpoint and all log lines are beside it.
+#[test]
+fn a_run_that_diverges_leaves_the_older_model() {
+    let place = Place::new("diverge-late");
+    place.write(
+        "y.csv",
+        (0..64).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)),
+    );
+    place.ok("train --data y.csv --epochs 2 --out m --quiet");
+    let before = place.files("m");
+    // The rate rises through the epochs until it is too high.
+    let line =
+        "train --data y.csv --optimizer sgd --lr 1e3 --warmup 30000 --patience 0 --epochs 30000 --quiet";
+    place.fails(&format!("{line} --out m"), 1, &["diverged", "m.partial"]);
+    assert!(before == place.files("m"));
+    place.fails(&format!("{line} --out new"), 1, &["diverged", "checkpoint is in new"]);
+    for folder in ["m.partial", "new"] {
+        let done = place.json(&format!("info {folder}"))["epochs"].as_u64().unwrap() as usize;
+        let log = place.text(&format!("{folder}/metrics.jsonl"));
+        assert!(log.lines().count() > done, "{done} epochs in the checkpoint\n{log}");
+        // Going on starts at the checkpoint, and writes no epoch twice.
+        place.ok(&format!("train --resume {folder} --epochs {} --out again --quiet", done.max(1)));
+        assert_eq!(place.text("again/metrics.jsonl").lines().count(), done);
+        fs::remove_dir_all(place.path().join("again")).unwrap();
+    }
+}
+
 #[test]
 fn more_memory_than_there_is_exits_with_5() {
     let place = Place::new("memory");

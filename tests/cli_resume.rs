@@ -87,6 +87,13 @@ fn contradictions_name_both_values() {
         let key = flag.split(' ').next().unwrap();
         place.refuses(&format!("train --resume m --epochs 3 {flag}"), 2, &[key, both[0], both[1]]);
     }
+    // Of a description, all that it says counts, and nothing that it leaves open.
+    place.write("net.toml", "hidden = [16]\nactivation = 'tanh'\ndropout = 0.1\n");
+    let both = ["net.toml: mlp:16 (tanh, dropout 0.1)", "mlp:16 (relu, dropout 0)"];
+    place.refuses("train --resume m --epochs 3 --model net.toml", 2, &both);
+    place.write("net.toml", "hidden = [16]\n");
+    place.ok("train --data fruit.csv --epochs 1 --model net.toml --activation tanh --out n");
+    place.ok("train --resume n --epochs 2 --model net.toml");
     // The same again is no contradiction.
     place.ok("train --resume m --epochs 3 --lr 0.001 --data ./fruit.csv --model mlp:16 --task auto --target kind --seed 3");
     place.refuses("train --resume m --epochs 2", 2, &["--epochs 2", "3"]);
@@ -150,4 +157,104 @@ fn an_interrupted_run_can_be_resumed() {
     {
         assert!(place.read(&format!("part/{file}")) == place.read(&format!("whole/{file}")), "{file}");
     }
+}
+
+/// A run that is not finished leaves the model that was in its folder, and goes on from the folder beside it.
+#[cfg(unix)]
+#[test]
+fn a_finished_model_is_replaced_only_by_a_finished_one() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let place = Place::new("partial");
+    place.ok("train --limit 300 --epochs 1 --model mlp:8 --out m");
+    let before = place.files("m");
+    let line = "train --limit 600 --patience 0 --epochs 100000 --out m";
+    let mut child = place.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Two epoch lines: by the second one the checkpoint of the first epoch has been written.
+    assert_eq!(
+        stderr.by_ref().filter(|l| l.as_ref().is_ok_and(|l| l.starts_with("epoch "))).take(2).count(),
+        2
+    );
+    assert!(before == place.files("m"));
+    assert!(
+        Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap().success()
+    );
+    let text = stderr.map(Result::unwrap).collect::<Vec<_>>().join("\n");
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{text}");
+    assert!(text.contains("warpsmith train --resume m.partial --out m"), "{text}");
+    assert!(before == place.files("m"));
+
+    let epochs = place.json("info m.partial")["epochs"].as_u64().unwrap() + 2;
+    place.write("m.partial/notes.txt", "mine");
+    place.ok(&format!("train --resume m.partial --out m --epochs {epochs}"));
+    // The checkpoint is gone, what it did not write stays.
+    assert_eq!(place.files("m.partial").len(), 1);
+    place.ok(&format!("train --limit 600 --patience 0 --epochs {epochs} --out whole"));
+    for file in ["model.safetensors", "metrics.jsonl", "state/model.safetensors"] {
+        assert!(place.read(&format!("m/{file}")) == place.read(&format!("whole/{file}")), "{file}");
+    }
+    place.ok("train --limit 300 --epochs 2 --model mlp:8 --out whole");
+    assert!(!place.path().join("whole.partial").exists());
+}
+
+#[test]
+fn the_current_directory_can_be_the_model() {
+    let place = Place::new("dot");
+    place.write("fruit.csv", fruit(150));
+    for name in ["dot", "up", "whole"] {
+        std::fs::create_dir(place.path().join(name)).unwrap();
+    }
+    let inside = |name: &str, line: &str| {
+        let output = place.command(line).current_dir(place.path().join(name)).output().unwrap();
+        let run = cli_support::Run::of(line, output);
+        assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+    };
+    place.ok("train --data fruit.csv --epochs 5 --out whole");
+    for (name, out) in [("dot", "."), ("up", "../up")] {
+        inside(name, &format!("train --data ../fruit.csv --epochs 2 --out {out}"));
+        inside(name, &format!("train --data ../fruit.csv --epochs 3 --out {out}"));
+        inside(name, &format!("train --resume {out} --epochs 5"));
+        assert!(place.read(&format!("{name}/model.safetensors")) == place.read("whole/model.safetensors"));
+        assert!(!place.path().join(format!("{name}.partial")).exists());
+    }
+}
+
+#[test]
+fn a_run_that_stopped_early_says_so_and_goes_on_with_more_patience() {
+    let place = Place::new("patience");
+    // Noise: the validation loss soon gets no better.
+    let rows = (0..200u32).map(|i| {
+        let noise = |k: u32| i.wrapping_mul(k).wrapping_mul(2_654_435_761) >> 20;
+        format!("{},{},{}\n", noise(3), noise(7), noise(11) % 2)
+    });
+    place.write("noise.csv", format!("a,b,y\n{}", rows.collect::<String>()));
+    let first = place.json("train --data noise.csv --patience 3 --epochs 60 --lr 0.01 --out m --quiet");
+    let (stopped, best) = (first["epochs"].as_u64().unwrap(), first["best_epoch"].as_u64().unwrap());
+    // Exactly as many epochs without a better one as the help says.
+    assert!(stopped < 60 && stopped == best + 3, "{first}");
+    let run = place.ok("train --resume m --epochs 80");
+    assert!(run.stderr.contains(&format!("stopped early at epoch {stopped}")), "{}", run.stderr);
+    assert!(run.stderr.contains("--patience"), "{}", run.stderr);
+    assert_eq!(place.json("info m")["epochs"], stopped);
+    let run = place.ok(&format!("train --resume m --epochs {stopped} --patience 0"));
+    assert!(run.stderr.contains("nothing to train"), "{}", run.stderr);
+    let more = stopped + 2;
+    let value = place.json(&format!("train --resume m --epochs {more} --patience 0 --quiet"));
+    assert_eq!(value["epochs"], more);
+    place.ok(&format!("train --data noise.csv --patience 0 --epochs {more} --lr 0.01 --out whole"));
+    same_model(&place, "m", "whole");
+}
+
+#[test]
+fn data_from_stdin_must_be_given_again() {
+    let place = Place::new("resume-stdin");
+    place.write("fruit.csv", fruit(150));
+    let stdin = std::fs::File::open(place.path().join("fruit.csv")).unwrap();
+    let line = "train --data - --target kind --epochs 2 --out m";
+    let run = cli_support::Run::of(line, place.command(line).stdin(stdin).output().unwrap());
+    assert_eq!(run.code, 0, "{run:?}");
+    place.refuses("train --resume m --epochs 3", 2, &["stdin", "--data FILE"]);
+    place.ok("train --resume m --epochs 3 --data fruit.csv");
 }

@@ -1,11 +1,13 @@
 //! `warpsmith train --resume DIR`: the run in a folder goes on as if it had never stopped.
 //!
 //! All settings come from the folder. One that is given anew must be the same: a model that was trained half with one
-//! setting and half with another is nobody's wish. What may differ: the number of epochs, and where and how it runs.
+//! setting and half with another is nobody's wish. What may differ: the number of epochs, patience, and where and how it runs.
 
 #![forbid(unsafe_code)]
 
 use std::path::Path;
+
+use clap::ValueEnum;
 
 use super::input::Source;
 use super::output::Log;
@@ -13,11 +15,15 @@ use super::settings::Settings;
 use super::train::{Run, build};
 use crate::io::folder;
 use crate::train::checkpoint::{self, ModelFile};
-use crate::train::{TrainConfig, Trainer};
+use crate::train::{Mlp, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 
 /// Settings that say where and how a run runs, or for how long, and not what it computes.
-const FREE: [&str; 8] = ["epochs", "device", "threads", "out", "resume", "json", "quiet", "model"];
+const FREE: [&str; 9] =
+    ["epochs", "patience", "device", "threads", "out", "resume", "json", "quiet", "model"];
+
+/// The text that names stdin as data.
+const STDIN: &str = "-";
 
 /// Prepares the run in `dir` to go on.
 pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) -> Result<Run> {
@@ -31,8 +37,22 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
     let out = given.out.clone().unwrap_or_else(|| dir.to_owned());
     folder::check_writable(&out)?;
 
+    for (flag, given, saved) in
+        [("data", &given.data, &saved.data), ("test-data", &given.test_data, &saved.test_data)]
+    {
+        if given.is_none() && saved.as_deref() == Some(STDIN) {
+            let message = format!("{} was trained on data from stdin, which is gone", dir.display());
+            return Err(Error::argument(message).with_help(format!(
+                "give the same rows again: --{flag} FILE, or --{flag} {STDIN} to read them from stdin"
+            )));
+        }
+    }
     // The same file by another name, or moved: the checksum of the data decides whether it is the same.
-    let settings = Settings { data: given.data.clone().or(saved.data.clone()), ..saved };
+    let settings = Settings {
+        data: given.data.clone().or(saved.data.clone()),
+        test_data: given.test_data.clone().or(saved.test_data.clone()),
+        ..saved
+    };
     let source = Source::parse(settings.data.as_deref().unwrap_or("digits"))?;
     let data = build(&settings, &source, log)?;
     let title = format!("{} on {}, from {}", file.architecture.mlp, source.stem(), dir.display());
@@ -44,6 +64,16 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
         return Err(
             Error::argument(message).with_help("--epochs counts all epochs, those of the first run included")
         );
+    }
+    if trainer.progress().stopped_early {
+        let best = trainer.progress().best_epoch;
+        log.note(&format!(
+            "nothing to train: the run stopped early at epoch {done}, the best one being {best}; \
+             give --patience (now {}; 0: never stop) to go on",
+            config.patience
+        ));
+    } else if done == config.epochs {
+        log.note(&format!("nothing to train: all {done} epochs are done; give --epochs to go on"));
     }
     Ok(Run { trainer, out, config, title })
 }
@@ -80,9 +110,21 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
             .with_help("leave the flag out to go on as before, or train a new model without --resume")
     };
     if let Some(model) = &given.model {
-        let (wanted, built) = (given.mlp()?, &file.architecture.mlp);
-        if wanted.hidden != built.hidden {
-            return Err(contradiction("model", model, &built.to_string()));
+        let built = &file.architecture.mlp;
+        // Activation and dropout that are given as flags are judged by themselves below.
+        let wanted = Settings { model: Some(model.clone()), ..Settings::default() }.mlp_over(built)?;
+        let flagged = Mlp {
+            activation: given.activation.map_or(wanted.activation, |_| built.activation),
+            dropout: given.dropout.map_or(wanted.dropout, |_| built.dropout),
+            ..wanted
+        };
+        if flagged != *built {
+            let given = if model.starts_with("mlp:") { String::new() } else { format!("{model}: ") };
+            return Err(contradiction(
+                "model",
+                &format!("{given}{}", described(&flagged)),
+                &described(built),
+            ));
         }
     }
     let saved_table = saved.to_table()?;
@@ -94,7 +136,9 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
         let (value, before) = (text(&value), saved_table.get(&key).map_or_else(|| "none".to_owned(), text));
         let agrees = match key.as_str() {
             "task" => value == "auto",
-            "data" | "test-data" => saved_table.contains_key(&key) && same_files(&value, &before),
+            "data" | "test-data" => {
+                saved_table.contains_key(&key) && (before == STDIN || same_files(&value, &before))
+            }
             _ => false,
         };
         if !agrees {
@@ -102,6 +146,12 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
         }
     }
     Ok(())
+}
+
+/// All of a network's settings: `mlp:16 (relu, dropout 0.1)`.
+fn described(mlp: &Mlp) -> String {
+    let activation = mlp.activation.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
+    format!("{mlp} ({activation}, dropout {})", mlp.dropout)
 }
 
 /// Whether two texts name the same files, or the second names files that are no longer there.
@@ -117,6 +167,7 @@ fn same_files(given: &str, before: &str) -> bool {
 
 fn resumed_config(given: &Settings, saved: &TrainConfig) -> Result<TrainConfig> {
     let epochs = given.epochs.unwrap_or(saved.epochs);
+    let patience = given.patience.unwrap_or(saved.patience);
     let fixed = saved.schedule.needs_horizon() || saved.horizon_given;
     if epochs > saved.epochs && saved.schedule.needs_horizon() && !saved.horizon_given {
         let message = format!(
@@ -126,5 +177,6 @@ fn resumed_config(given: &Settings, saved: &TrainConfig) -> Result<TrainConfig> 
         return Err(Error::argument(message)
             .with_help("train anew, with --horizon for the epochs of all runs together"));
     }
-    Ok(TrainConfig { epochs, horizon: if fixed { saved.horizon } else { epochs }, ..saved.clone() })
+    let horizon = if fixed { saved.horizon } else { epochs };
+    Ok(TrainConfig { epochs, patience, horizon, ..saved.clone() })
 }

@@ -115,7 +115,7 @@ pub(super) struct Settings {
     /// Decides all random choices: the split, the initial weights, the order of the rows [default: 42]
     #[arg(long, allow_negative_numbers = true, help_heading = "Training")]
     pub(super) seed: Option<u64>,
-    /// Stop after this many epochs without a better validation loss; 0: never [default: 5]
+    /// Stop after this many epochs without a better validation loss; 0: never [default: 6]
     #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) patience: Option<u64>,
 
@@ -125,7 +125,8 @@ pub(super) struct Settings {
     /// CPU threads; the result does not depend on it [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     pub(super) threads: Option<usize>,
-    /// The model folder to write [default: runs/<data>-<model>]
+    /// The model folder to write; a model there is replaced by the finished one only, and checkpoints go to DIR.partial
+    /// until then [default: runs/<data>-<model>]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub(super) out: Option<PathBuf>,
     /// Go on with the run in DIR, to --epochs in total; all other settings are the folder's
@@ -258,11 +259,16 @@ impl Settings {
     /// # Errors
     /// Kind `Argument`: `--model` is neither `mlp:…` nor a TOML file that exists; kind `Data`: the file is bad.
     pub(super) fn mlp(&self) -> Result<Mlp> {
+        self.mlp_over(&Mlp::default())
+    }
+
+    /// As [`Settings::mlp`], with what is not given taken from `base`.
+    pub(super) fn mlp_over(&self, base: &Mlp) -> Result<Mlp> {
         let mut mlp = match &self.model {
-            None => Mlp::default(),
+            None => base.clone(),
             Some(text) => match self.named_mlp(text)? {
-                Some(mlp) => mlp,
-                None => read_mlp(Path::new(text))?,
+                Some(mlp) => Mlp { hidden: mlp.hidden, ..base.clone() },
+                None => read_mlp(Path::new(text), base)?,
             },
         };
         mlp.activation = self.activation.unwrap_or(mlp.activation);
@@ -311,13 +317,21 @@ fn read_config(file: &Path) -> Result<toml::Table> {
     Ok(table)
 }
 
-fn read_mlp(file: &Path) -> Result<Mlp> {
+fn read_mlp(file: &Path, base: &Mlp) -> Result<Mlp> {
     let text =
         std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the model's description", e))?;
-    let mlp: Mlp = toml::from_str(&text).map_err(|e| {
+    let fault = |e: toml::de::Error| {
         toml_error(file, &text, &e)
             .with_help("expected hidden = [256, 128], and if wanted activation and dropout")
-    })?;
+    };
+    let said: toml::Table = toml::from_str(&text).map_err(fault)?;
+    let mut mlp: Mlp = toml::from_str(&text).map_err(fault)?;
+    if !said.contains_key("activation") {
+        mlp.activation = base.activation;
+    }
+    if !said.contains_key("dropout") {
+        mlp.dropout = base.dropout;
+    }
     mlp.check().map_err(|e| Error::data(file, e.message()))?;
     Ok(mlp)
 }

@@ -5,7 +5,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ const WEIGHTS: &str = "model.safetensors";
 const LAST_WEIGHTS: &str = "state/model.safetensors";
 const OPTIMIZER: &str = "state/optimizer.safetensors";
 const PROGRESS: &str = "state/progress.toml";
+const LOG: &str = "metrics.jsonl";
 
 /// What `model.toml` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,7 +71,7 @@ pub struct Progress {
     pub best_loss: Option<f64>,
     /// The epoch (from 1) whose weights are kept; 0 before the first.
     pub best_epoch: u64,
-    /// Whether training came to its end (rather than being interrupted): patience or the last epoch.
+    /// Whether it was patience that ended training, before the last epoch.
     pub stopped_early: bool,
     /// The step block's floats: learning rates, powers of the betas.
     pub step_floats: Vec<f64>,
@@ -132,8 +134,47 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
             staging.file(name, |out| safetensors::write_to(out, tensors, &metadata))?;
         }
         staging.bytes(PROGRESS, progress.as_bytes())?;
-        staging.bytes("metrics.jsonl", checkpoint.log.as_bytes())
+        staging.bytes(LOG, checkpoint.log.as_bytes())
     })
+}
+
+/// The lines of a folder's log up to epoch `epochs`: a run that diverged leaves later ones behind an older checkpoint.
+pub fn read_log(folder: &Folder, epochs: u64) -> Result<String> {
+    let bytes = folder.read(LOG)?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|e| Error::data(folder.path().join(LOG), "not UTF-8").caused_by(e))?;
+    Ok(text.split_inclusive('\n').take(epochs.try_into().unwrap_or(usize::MAX)).collect())
+}
+
+/// Gives the folder `dir` another log; all else stays as it is.
+pub fn replace_log(dir: &Path, log: &str) -> Result<()> {
+    let folder = Folder::open(dir)?;
+    let files = folder.names().filter(|&name| name != LOG).map(|name| Ok((name, folder.read(name)?)));
+    let files = files.collect::<Result<Vec<_>>>()?;
+    folder::save(dir, |staging| {
+        files.iter().try_for_each(|(name, bytes)| staging.bytes(name, bytes))?;
+        staging.bytes(LOG, log.as_bytes())
+    })
+}
+
+/// The folder beside `dir` for the checkpoints of a run that may not replace the model in `dir` before it is complete.
+pub fn partial_of(dir: &Path) -> PathBuf {
+    // By components, so that `models/a/` gives `models/a.partial`.
+    let mut name = dir.components().collect::<PathBuf>().into_os_string();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+/// Removes the model in `dir`, and `dir` itself where nothing else is in it.
+pub fn remove(dir: &Path) -> Result<()> {
+    let folder = Folder::open(dir)?;
+    let remove = |file: &Path| fs::remove_file(file).map_err(|e| Error::io(file, "remove", e));
+    folder.names().try_for_each(|name| remove(&dir.join(name)))?;
+    remove(&dir.join(folder::CHECKSUMS))?;
+    // What is not empty holds someone's files, and stays.
+    let _ = fs::remove_dir(dir.join("state"));
+    let _ = fs::remove_dir(dir);
+    Ok(())
 }
 
 /// Reads TOML of `dir`'s file `name`.

@@ -331,7 +331,7 @@ impl Default for TrainConfig {
             epochs: 100,
             batch: 32,
             seed: 42,
-            patience: 5,
+            patience: 6,
         }
     }
 }

@@ -17,7 +17,7 @@ use super::model::{Architecture, Model};
 use super::spec::{Mlp, OptimizerKind, TrainConfig};
 use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Target, Targets};
 use crate::io::HostTensor;
-use crate::io::folder::Folder;
+use crate::io::folder::{self, Folder};
 use crate::nn::Cx;
 use crate::optim::{self, Adam, AdamW, Clip, Optimizer, PlateauState, RmsProp, Sgd};
 use crate::tensor::check_numerics;
@@ -95,6 +95,64 @@ pub struct Report {
     pub metrics: Metrics,
 }
 
+/// Where a run saves. Absolute, as replacing the current directory leaves relative paths pointing nowhere.
+struct Place {
+    /// The folder of the finished model, as it is shown.
+    shown: PathBuf,
+    dir: PathBuf,
+    /// Where checkpoints go when `dir` holds a model that this run does not go on with.
+    partial: Option<PathBuf>,
+    /// Whether what is in `partial` is this run's.
+    owns_partial: bool,
+}
+
+impl Place {
+    /// `resumed` is the folder that the run goes on with.
+    fn new(dir: &Path, resumed: Option<&Folder>) -> Result<Place> {
+        let absolute = std::path::absolute(dir).map_err(|e| Error::io(dir, "find", e))?;
+        // `.` has no name to make another of.
+        let named = if dir.file_name().is_some() { Ok(absolute) } else { absolute.canonicalize() };
+        let named = named.map_err(|e| Error::io(dir, "find", e))?;
+        let shown = if dir.file_name().is_some() { dir.to_owned() } else { named.clone() };
+        let same = |a: &Path| {
+            let read = resumed.and_then(|folder| folder.path().canonicalize().ok());
+            read.is_some() && read == a.canonicalize().ok()
+        };
+        let found = Folder::open(&named);
+        let is_resumed = match &found {
+            Ok(found) => same(found.path()),
+            Err(_) => false,
+        };
+        let is_model = found.is_ok() || named.join(folder::MODEL).exists();
+        let partial = (is_model && !is_resumed).then(|| checkpoint::partial_of(&named));
+        if let Some(partial) = &partial {
+            folder::check_writable(partial)?;
+        }
+        let owns_partial = partial.as_deref().is_some_and(same);
+        Ok(Place { shown, dir: named, partial, owns_partial })
+    }
+
+    /// Where checkpoints go.
+    fn checkpoints(&self) -> &Path {
+        self.partial.as_deref().unwrap_or(&self.dir)
+    }
+
+    /// [`Place::checkpoints`] as it is shown.
+    fn shown_checkpoints(&self) -> PathBuf {
+        if self.partial.is_some() { checkpoint::partial_of(&self.shown) } else { self.shown.clone() }
+    }
+
+    /// The command that goes on from the checkpoint.
+    fn how_to_go_on(&self) -> String {
+        let from = self.shown_checkpoints();
+        let mut command = format!("warpsmith train --resume {}", from.display());
+        if self.partial.is_some() {
+            command += &format!(" --out {}", self.shown.display());
+        }
+        command
+    }
+}
+
 /// A run in progress.
 pub struct Trainer {
     model: Model,
@@ -107,12 +165,13 @@ pub struct Trainer {
     progress: Progress,
     kept: Vec<(String, HostTensor<'static>)>,
     log: String,
-    dir: PathBuf,
+    place: Place,
     plateau: Option<(optim::Plateau, PlateauState)>,
 }
 
 impl Trainer {
-    /// A new run on `data` that will save to `dir`. `source` is kept in the model file for the caller's own use.
+    /// A new run on `data` that will save to `dir`. If there is a model already, only the finished one replaces it, and
+    /// checkpoints go to `dir.partial` until then. `source` is kept in the model file for the caller's own use.
     pub fn new(
         data: Dataset,
         mlp: Mlp,
@@ -134,13 +193,14 @@ impl Trainer {
             source,
             preparation: data.preparation.clone(),
         };
-        Trainer::assemble(data, model, config, file, dir)
+        Trainer::assemble(data, model, config, file, Place::new(dir, None)?)
     }
 
-    /// Goes on with the run in `folder`, on the same data, to `config.epochs` epochs in all; saves to `dir`.
+    /// Goes on with the run in `folder`, on the same data, to `config.epochs` epochs in all; saves to `dir`, as
+    /// [`Trainer::new`] does if that is another model's folder.
     ///
-    /// Errors (kind `Data`) if the data is not what the run was trained on. All of `config` but `epochs` must be the
-    /// folder's own; that is the caller's duty, who knows which flags were given.
+    /// Errors (kind `Data`) if the data is not what the run was trained on. All of `config` but `epochs` and `patience`
+    /// must be the folder's own; that is the caller's duty, who knows which flags were given.
     pub fn resume(
         data: Dataset,
         folder: &Folder,
@@ -152,7 +212,8 @@ impl Trainer {
         config.check()?;
         let model = Model::new(file.architecture.clone(), config.seed, device)?;
         let file = ModelFile { training: config.clone(), ..file };
-        let mut trainer = Trainer::assemble(data, model, config, file, dir)?;
+        let place = Place::new(dir, Some(folder))?;
+        let mut trainer = Trainer::assemble(data, model, config, file, place)?;
         let (progress, kept) = checkpoint::load_state(folder, &trainer.model)?;
         if progress.data_checksum != trainer.progress.data_checksum {
             let message =
@@ -163,10 +224,10 @@ impl Trainer {
         if let (Some((_, state)), Some(saved)) = (&mut trainer.plateau, progress.plateau) {
             *state = saved;
         }
-        let log = folder.read("metrics.jsonl")?;
-        trainer.log = String::from_utf8(log)
-            .map_err(|e| Error::data(folder.path(), "metrics.jsonl is not UTF-8").caused_by(e))?;
-        (trainer.progress, trainer.kept) = (Progress { stopped_early: false, ..progress }, kept);
+        trainer.log = checkpoint::read_log(folder, progress.epoch)?;
+        (trainer.progress, trainer.kept) = (progress, kept);
+        // By the settings of now, which may allow more.
+        trainer.progress.stopped_early = trainer.is_out_of_patience();
         Ok(trainer)
     }
 
@@ -175,7 +236,7 @@ impl Trainer {
         model: Model,
         config: TrainConfig,
         file: ModelFile,
-        dir: &Path,
+        place: Place,
     ) -> Result<Trainer> {
         let options = LoaderOptions {
             batch: config.batch,
@@ -193,7 +254,7 @@ impl Trainer {
             test: data.test,
             kept: Vec::new(),
             log: String::new(),
-            dir: dir.to_owned(),
+            place,
             model,
             optimizer,
             file,
@@ -216,8 +277,22 @@ impl Trainer {
     ///
     /// When `stop` becomes true, saves a checkpoint to resume from and returns an error of kind `Interrupted`. A loss or
     /// parameter that is no longer finite is an error of kind `Diverged` that names the step and the first bad op; the
-    /// last good checkpoint stays.
+    /// last good checkpoint stays, with the lines of all finished epochs in its log.
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
+        let first = self.progress.epoch;
+        self.run_to_the_end(observer, stop).map_err(|error| {
+            if error.kind() != ErrorKind::Diverged || self.progress.epoch == first {
+                return error;
+            }
+            // That the log lacks its last lines is nothing beside the divergence.
+            let _ = checkpoint::replace_log(self.place.checkpoints(), &self.log);
+            let kept = format!("the last good checkpoint is in {}", self.place.shown_checkpoints().display());
+            let help = error.help().map_or(kept.clone(), |help| format!("{help}; {kept}"));
+            error.with_help(help)
+        })
+    }
+
+    fn run_to_the_end(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Report> {
         let start = Instant::now();
         let config = self.file.training.clone();
         let per_epoch = self.train.batches_per_epoch() as u64;
@@ -227,7 +302,7 @@ impl Trainer {
         let mut first_step = None;
         let mut samples = 0;
         let mut epoch_clock = (Instant::now(), 0);
-        while self.progress.epoch < config.epochs && !self.is_out_of_patience(&config) {
+        while self.progress.epoch < config.epochs && !self.is_out_of_patience() {
             if stop.load(Relaxed) {
                 return self.interrupt(observer);
             }
@@ -247,7 +322,7 @@ impl Trainer {
                 let rate = (samples - clock.1) as f64 / clock.0.elapsed().as_secs_f64();
                 self.finish_epoch(lr, rate, observer)?;
                 if last_save.is_none_or(|t| t.elapsed() > SAVE_INTERVAL) {
-                    self.save(observer)?;
+                    self.save_checkpoint(observer)?;
                     last_save = Some(Instant::now());
                 }
                 continue;
@@ -271,11 +346,12 @@ impl Trainer {
         self.finish(start, first_step, samples, observer)
     }
 
-    fn is_out_of_patience(&self, config: &TrainConfig) -> bool {
-        config.patience > 0
+    fn is_out_of_patience(&self) -> bool {
+        let patience = self.file.training.patience;
+        patience > 0
             && self.progress.best_loss.is_some()
             && self.progress.batch == 0
-            && self.progress.epoch - self.progress.best_epoch > config.patience
+            && self.progress.epoch - self.progress.best_epoch >= patience
     }
 
     /// One optimiser step; returns the loss.
@@ -396,19 +472,41 @@ impl Trainer {
     }
 
     fn interrupt(&mut self, observer: &mut dyn Observer) -> Result<Report> {
-        self.save(observer)?;
+        self.save_checkpoint(observer)?;
         let message = format!(
             "interrupted in epoch {} after {} steps; saved to {}",
             self.progress.epoch + 1,
             self.progress.steps,
-            self.dir.display()
+            self.place.shown_checkpoints().display()
         );
         Err(Error::new(ErrorKind::Interrupted, message)
-            .with_help(format!("go on with: warpsmith train --resume {}", self.dir.display())))
+            .with_help(format!("go on with: {}", self.place.how_to_go_on())))
     }
 
-    /// Writes the folder.
-    fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    /// Writes what the run can go on from.
+    fn save_checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let dir = self.place.checkpoints().to_owned();
+        self.save(&dir)?;
+        self.place.owns_partial = self.place.partial.is_some();
+        observer.saved(&self.place.shown_checkpoints());
+        Ok(())
+    }
+
+    /// Writes the folder of the finished model.
+    fn save_result(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let dir = self.place.dir.clone();
+        self.save(&dir)?;
+        // From here on the folder is this run's own.
+        if let Some(partial) = self.place.partial.take()
+            && self.place.owns_partial
+        {
+            checkpoint::remove(&partial)?;
+        }
+        observer.saved(&self.place.shown);
+        Ok(())
+    }
+
+    fn save(&mut self, dir: &Path) -> Result<()> {
         if self.kept.is_empty() {
             // Interrupted within the first epoch: there is no better model than the one at hand.
             self.kept = self.model.state()?;
@@ -418,9 +516,7 @@ impl Trainer {
         self.progress.plateau = self.plateau.as_ref().map(|p| p.1);
         let (file, kept, model, progress, log) =
             (&self.file, &self.kept, &self.model, &self.progress, &self.log);
-        checkpoint::save(&self.dir, &Checkpoint { file, kept, model, progress, log })?;
-        observer.saved(&self.dir);
-        Ok(())
+        checkpoint::save(dir, &Checkpoint { file, kept, model, progress, log })
     }
 
     /// Evaluates the kept weights, saves and reports.
@@ -431,7 +527,8 @@ impl Trainer {
         samples: u64,
         observer: &mut dyn Observer,
     ) -> Result<Report> {
-        self.progress.stopped_early = self.progress.epoch < self.file.training.epochs;
+        self.progress.stopped_early =
+            self.progress.epoch < self.file.training.epochs && self.is_out_of_patience();
         let kept = Model::new(self.model.architecture().clone(), 0, self.model.arena().device())?;
         kept.load_state(self.kept.iter().map(|(n, t)| (n.as_str(), t.clone())).collect())?;
         let judged = [&self.test, &self.validation, self.train.part()].into_iter().find(|p| p.rows() > 0);
@@ -441,7 +538,7 @@ impl Trainer {
             self.file.metrics = kept.metrics(&answers, &part.targets, &self.target);
             test_loss = (self.test.rows() > 0).then_some(loss);
         }
-        self.save(observer)?;
+        self.save_result(observer)?;
         Ok(Report {
             parameters: self.model.arena().numel()?,
             epochs: self.progress.epoch,
