@@ -46,6 +46,9 @@ fn a_wrong_command_line_exits_with_2() {
         ("predict --input a.csv", "--model"),
         ("eval --model m", "--data"),
         ("info", "DIR|FILE"),
+        ("predict --model m --input a.csv --json --format csv", "--format"),
+        ("bench step --seconds -1", "--seconds -1"),
+        ("bench ops --seconds -1", "--seconds -1"),
     ] {
         place.refuses(line, 2, &[word]);
     }
@@ -125,7 +128,7 @@ fn bad_settings_files_exit_with_4_and_name_the_line() {
     let place = Place::new("settings");
     for (text, words) in [
         ("epochs = 3\nlearning-rate = 0.1\n", ["c.toml, line 2", "unknown key `learning-rate`"]),
-        ("epochs = 3\n\nlr = 0\n", ["c.toml, line 3", "learning rate 0"]),
+        ("epochs = 3\n\nlr = 0\n", ["c.toml, line 3: key 'lr'", "learning rate 0"]),
         ("epochs = 'three'\n", ["c.toml, line 1", "invalid type"]),
         ("epochs = \n", ["c.toml, line 1", "c.toml"]),
         ("model = 'resnet'\n", ["c.toml, line 1", "resnet"]),
@@ -247,6 +250,20 @@ fn divergence_exits_with_1_and_names_the_step() {
     // The last good checkpoint stays.
     place.ok("train --data y.csv --epochs 2 --out m --quiet");
     place.refuses(line, 1, &["diverged", "step"]);
+}
+
+/// One step an epoch, so that what went wrong is found at the epoch's end.
+#[test]
+fn divergence_at_the_end_of_an_epoch_names_the_parameter() {
+    let place = Place::new("diverge-end");
+    place.write(
+        "y.csv",
+        (0..40).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)),
+    );
+    let line =
+        "train --data y.csv --optimizer sgd --batch 28 --test-split 0.2 --val-split 0.125 --quiet --out m";
+    place.refuses(&format!("{line} --model mlp: --lr 1e39"), 1, &["epoch 1", "parameter 0.", "after step 1"]);
+    place.refuses(&format!("{line} --model mlp:4 --lr 1e30"), 1, &["epoch 1"]);
 }
 
 /// Diverges after some good epochs: the model that was there stays, the checkpoint and all log lines are beside it.

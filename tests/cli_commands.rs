@@ -21,6 +21,12 @@ fn training_reports_on_stdout_and_progress_on_stderr() {
     for word in ["device: cpu (auto)", "epoch 1/3", "epoch 3/3", "rows/s"] {
         assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
     }
+    assert!(run.stdout.contains("(label smoothing 0.1)"), "{}", run.stdout);
+    for (how, part) in [("--test-split 0", "validation"), ("--test-split 0 --val-split 0", "train")] {
+        let run = place.ok(&format!("{TRAIN} --label-smoothing 0 {how}"));
+        assert!(run.stdout.contains(&format!("\n{part:10} accuracy")), "{}", run.stdout);
+        assert!(!run.stdout.contains("smoothing"), "{}", run.stdout);
+    }
     let quiet = place.ok(&format!("{TRAIN} --quiet"));
     assert_eq!(quiet.stderr, "");
     assert!(quiet.stdout.contains("accuracy"));
@@ -41,6 +47,7 @@ fn the_json_of_training_has_the_promised_keys() {
     }
     assert!((1..=3).contains(&value["best_epoch"].as_u64().unwrap()));
     assert!(value["metrics"]["accuracy"].as_f64().unwrap() > 0.3, "{value}");
+    assert_eq!((&value["metrics_on"], &place.json("info m")["metrics_on"]), (&"test".into(), &"test".into()));
     let log = place.text("m/metrics.jsonl");
     let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(lines.len(), 3, "{log}");
@@ -143,6 +150,14 @@ fn columns_are_matched_by_name_then_by_position() {
     assert!(others.stderr.contains("others.csv") && others.stderr.contains("position"), "{}", others.stderr);
     assert_eq!(others.stdout, named.stdout);
     assert_eq!(place.ok("predict --model m --input others.csv --quiet").stderr, "");
+    // A text that training never saw is said.
+    place.write("new.csv", "weight,length,colour,kind\n7.5,4,blue,pear\n7.5,4,red,pear\n");
+    for line in ["predict --model m --input new.csv", "eval --model m --data new.csv"] {
+        let run = place.ok(line);
+        assert!(run.stderr.contains("column 'colour' has 1 row with a text"), "{}", run.stderr);
+    }
+    let run = place.ok("train --data fruit.csv --epochs 1 --label-smoothing 0.2 --out l");
+    assert!(run.stderr.contains("--label-smoothing does nothing"), "{}", run.stderr);
     place.write("few.csv", "a,b\n7.5,4\n");
     place.fails("predict --model m --input few.csv", 4, &["few.csv", "3 inputs"]);
 
@@ -234,6 +249,7 @@ fn info_shows_models_and_tensors() {
     let place = Place::new("info");
     place.ok(TRAIN);
     let text = place.ok("info m").stdout;
+    assert!(text.matches("task ").count() == 1 && text.matches("target").count() == 0, "{text}");
     for word in [
         "mlp:32 (relu)",
         "64 inputs",

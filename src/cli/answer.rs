@@ -117,7 +117,9 @@ pub(super) fn eval(args: EvalArgs) -> Result<()> {
     let (loss, metrics, rows) = args.how.with_model(&args.model, |predictor, log| {
         let matched = source.read_as(&predictor.preparation().schema(), TargetUse::Needed)?;
         matched.note.iter().for_each(|note| log.note(note));
-        predictor.evaluate(&matched.table)
+        let (loss, metrics, rows, notes) = predictor.evaluate(&matched.table)?;
+        notes.iter().for_each(|note| log.note(note));
+        Ok((loss, metrics, rows))
     })?;
     if args.how.json {
         return output::json_to_stdout(&json!({
@@ -138,11 +140,17 @@ pub(super) fn eval(args: EvalArgs) -> Result<()> {
 /// Runs `warpsmith predict`.
 pub(super) fn predict(args: PredictArgs) -> Result<()> {
     let source = Source::parse(&args.input).map_err(|e| e.context("--input"))?;
+    if args.how.json && args.format.is_some() && args.output.is_none() {
+        return Err(Error::argument("--json and --format contradict each other")
+            .with_help("--json prints one object with all answers; --format jsonl one object a row"));
+    }
     let format = args.format.unwrap_or_else(|| Format::of(args.output.as_deref()));
     let answers = args.how.with_model(&args.model, |predictor, log| {
         let matched = source.read_as(&predictor.preparation().schema(), TargetUse::Ignored)?;
         matched.note.iter().for_each(|note| log.note(note));
-        Ok(Answers::new(predictor.predict(&matched.table)?, predictor.preparation().target()))
+        let (predictions, notes) = predictor.predict(&matched.table)?;
+        notes.iter().for_each(|note| log.note(note));
+        Ok(Answers::new(predictions, predictor.preparation().target()))
     })?;
     match (&args.output, args.how.json) {
         (Some(file), json) => {

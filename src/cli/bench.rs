@@ -59,7 +59,7 @@ struct StepArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     steps: usize,
     /// How long each size is timed, at least
-    #[arg(long, value_name = "S", default_value_t = 1.5)]
+    #[arg(long, value_name = "S", default_value_t = 1.5, allow_negative_numbers = true)]
     seconds: f64,
     /// Decides weights and data
     #[arg(long, default_value_t = 0)]
@@ -81,7 +81,7 @@ struct OpsArgs {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     only: Vec<String>,
     /// How long each row is timed, at least
-    #[arg(long, value_name = "S", default_value_t = 0.15)]
+    #[arg(long, value_name = "S", default_value_t = 0.15, allow_negative_numbers = true)]
     seconds: f64,
     #[command(flatten)]
     how: How,

@@ -112,7 +112,9 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         let texts = preparation.inputs().iter().filter(|i| matches!(i, Input::Category { .. })).count();
         let numbers = preparation.inputs().len() - texts;
         writeln!(o, "columns    {numbers} of numbers, {texts} of texts")?;
-        for (key, value) in &file.source {
+        // What is learnt has been said above.
+        for (key, value) in file.source.iter().filter(|(key, _)| !["task", "target"].contains(&key.as_str()))
+        {
             writeln!(o, "{key:10} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
         }
         let optimizer =
@@ -121,7 +123,8 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         writeln!(o, ", batch {}, seed {}", training.batch, training.seed)?;
         let (done, of, kept) = (progress.epoch, training.epochs, progress.best_epoch);
         writeln!(o, "epochs     {done} of {of} (kept: {kept}), {} steps", thousands(progress.steps))?;
-        writeln!(o, "metrics    {}", figures(&file.metrics))?;
+        let on = file.metrics_on.map_or_else(String::new, |part| format!(" (on the {part} part)"));
+        writeln!(o, "metrics    {}{on}", figures(&file.metrics))?;
         writeln!(o, "files      all {} whole", folder.names().len())
     })
 }

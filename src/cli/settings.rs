@@ -311,7 +311,11 @@ fn read_config(file: &Path) -> Result<toml::Table> {
             Ok(settings) => settings.check().err().map(|e| e.message().to_owned()),
         };
         if let Some(fault) = fault {
-            return Err(Error::data(file, fault).at(file, line(key), Some(format!("'{key}'"))));
+            return Err(Error::data(file, format!("key '{key}': {fault}")).at(
+                file,
+                line(key),
+                None::<String>,
+            ));
         }
     }
     Ok(table)

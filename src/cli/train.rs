@@ -15,7 +15,7 @@ use super::output::{self, Log, figures, thousands};
 use super::progress::Progress;
 use super::resume;
 use super::settings::Settings;
-use crate::data::{Dataset, DatasetOptions, Schema, TargetUse, batch_size};
+use crate::data::{Dataset, DatasetOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
 use crate::train::{Report, TrainConfig, Trainer};
 use crate::{Device, Result};
@@ -175,6 +175,10 @@ fn train(
     let Run { mut trainer, out, config, title } = run;
     log.note(&format!("training {title}"));
     let parameters = trainer.model().arena().numel()?;
+    let smooths = trainer.model().architecture().task == Task::Multiclass;
+    if !smooths && settings.label_smoothing.is_some_and(|share| share > 0.0) {
+        log.note("--label-smoothing does nothing here: it is for more than two classes");
+    }
     let mut progress = Progress::new(log, config.epochs, trainer.progress().epoch);
     let before = start.elapsed().as_secs_f64();
     let outcome = trainer.run(&mut progress, stop);
@@ -191,10 +195,13 @@ fn train(
         write!(o, "epochs     {} (kept: {best}), {} steps", report.epochs, thousands(report.steps))?;
         writeln!(o, ", {:.2} s, {} rows/s", report.seconds, thousands(rate as u64))?;
         write!(o, "loss       train {:.4}", report.train_loss)?;
+        if smooths && config.label_smoothing > 0.0 {
+            write!(o, " (label smoothing {})", config.label_smoothing)?;
+        }
         report.val_loss.map_or(Ok(()), |loss| write!(o, "  validation {loss:.4}"))?;
         report.test_loss.map_or(Ok(()), |loss| write!(o, "  test {loss:.4}"))?;
         writeln!(o)?;
-        let part = if report.test_loss.is_some() { "test" } else { "(no test)" };
+        let part = report.metrics_on.to_string();
         writeln!(o, "{part:10} {}", figures(&report.metrics))
     })
 }
@@ -217,6 +224,7 @@ fn as_json(report: &Report, out: &Path, device: Device, seed: u64, before: f64) 
         "best_epoch": report.best_epoch,
         "test_loss": report.test_loss,
         "metrics": report.metrics,
+        "metrics_on": report.metrics_on,
     })
 }
 

@@ -37,13 +37,7 @@ impl Part {
     pub fn prepare(preparation: &Preparation, table: &Table, rows: &[usize]) -> Result<(Self, Vec<String>)> {
         let features = preparation.transform(table, rows, Incomplete::LeaveOut)?;
         let targets = preparation.target().transform(table, &features.rows)?;
-        let notes = features.unseen.iter().map(|(name, count)| {
-            format!(
-                "column '{name}' has {count} {} with a text that training never saw",
-                plural(*count, "row")
-            )
-        });
-        let notes = notes.collect();
+        let notes = features.notes();
         let part = Part {
             features: features.values,
             columns: features.columns,
@@ -186,6 +180,6 @@ fn usable_rows(
     Ok((rows, notes))
 }
 
-fn plural(count: usize, word: &str) -> String {
+pub(super) fn plural(count: usize, word: &str) -> String {
     if count == 1 { word.to_owned() } else { format!("{word}s") }
 }

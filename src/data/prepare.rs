@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::dataset::plural;
 use super::scaling::{Scale, Scaling};
 use super::schema::Schema;
 use super::table::{Column, ColumnKind, Table, Texts};
@@ -145,6 +146,17 @@ pub struct Features {
     pub rows: Vec<usize>,
     /// For each text column that had some: its name, and how many of its cells hold a category that training never saw.
     pub unseen: Vec<(String, usize)>,
+}
+
+impl Features {
+    /// What a user should know of [`Features::unseen`], a line for each column.
+    pub fn notes(&self) -> Vec<String> {
+        let note = |(name, count): &(String, usize)| {
+            let rows = plural(*count, "row");
+            format!("column '{name}' has {count} {rows} with a text that training never saw")
+        };
+        self.unseen.iter().map(note).collect()
+    }
 }
 
 /// The fitted preparation of a whole table.
@@ -292,7 +304,7 @@ impl Preparation {
             self.inputs.iter().map(|input| table.index_of(input.name())).collect::<Result<_>>()?;
         for (input, &place) in self.inputs.iter().zip(&places) {
             if table.column(place).kind() != input.kind() {
-                let message = format!("expected {:?}, found {:?}", input.kind(), table.column(place).kind());
+                let message = format!("expected {}, found {}", input.kind(), table.column(place).kind());
                 return Err(Error::data(table.source(), message).at(
                     table.source(),
                     None,
@@ -325,7 +337,7 @@ impl Preparation {
                         let cell = if cells[row].is_nan() { *fill } else { cells[row] };
                         output[0] = scaling.apply(cell) as f32;
                         if !output[0].is_finite() {
-                            let message = format!("{cell} becomes too large a number for f32");
+                            let message = format!("{cell:e} becomes too large a number for f32");
                             return Err(table.error(row, place, message));
                         }
                     }

@@ -149,9 +149,9 @@ impl Schema {
         let wanted = self.columns(columns.len());
         for (&place, (name, kind)) in columns.iter().zip(&wanted) {
             if table.column(place).kind() != *kind {
-                let message = format!("expected {kind:?} as in the model's column '{name}'");
+                let message = format!("expected {kind} as in the model's column '{name}'");
                 let found = table.column(place).kind();
-                return Err(Error::data(table.source(), format!("{message}, found {found:?}")).at(
+                return Err(Error::data(table.source(), format!("{message}, found {found}")).at(
                     table.source(),
                     None,
                     Some(table.names()[place].clone()),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, ErrorKind, Result};
@@ -17,6 +18,15 @@ pub enum ColumnKind {
     Number,
     /// Texts.
     Text,
+}
+
+impl fmt::Display for ColumnKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ColumnKind::Number => "numbers",
+            ColumnKind::Text => "text",
+        })
+    }
 }
 
 /// The cells of one column.

@@ -181,7 +181,7 @@ impl Target {
                     let scaled = scaling.apply(values[row]) as f32;
                     let finite = scaled.is_finite().then_some(scaled);
                     finite.ok_or_else(|| {
-                        table.error(row, column, format!("{} is too large for f32", values[row]))
+                        table.error(row, column, format!("{:e} is too large for f32", values[row]))
                     })
                 };
                 Ok(Targets::Values(rows.iter().map(value).collect::<Result<_>>()?))

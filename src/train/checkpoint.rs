@@ -5,8 +5,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,28 @@ const OPTIMIZER: &str = "state/optimizer.safetensors";
 const PROGRESS: &str = "state/progress.toml";
 const LOG: &str = "metrics.jsonl";
 
+/// The part of the data that a model's figures are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judge {
+    /// Rows that nothing was chosen by.
+    Test,
+    /// Rows that picked the epoch.
+    Validation,
+    /// Rows that were trained on.
+    Train,
+}
+
+impl fmt::Display for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Judge::Test => "test",
+            Judge::Validation => "validation",
+            Judge::Train => "train",
+        })
+    }
+}
+
 /// What `model.toml` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +59,9 @@ pub struct ModelFile {
     pub format: u32,
     /// The version of the crate that wrote it.
     pub warpsmith: String,
+    /// The part that `metrics` are of; nothing before there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_on: Option<Judge>,
     /// Figures of the kept weights: on the test part once training is over, on the validation part before.
     pub metrics: Metrics,
     /// The network.

@@ -12,7 +12,7 @@
 //! let mut trainer = Trainer::new(data, mlp, config, Default::default(), device, dir)?;
 //! let report = trainer.run(&mut Silent, &AtomicBool::new(false))?;
 //! println!("test accuracy {:.3}", report.metrics["accuracy"]);
-//! let predictions = Predictor::open(dir, device)?.predict(&digits()?)?;
+//! let (predictions, _) = Predictor::open(dir, device)?.predict(&digits()?)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -26,6 +26,7 @@ mod predictor;
 mod spec;
 mod trainer;
 
+pub use checkpoint::Judge;
 pub use metrics::Metrics;
 pub(crate) use model::can_allocate;
 pub use model::{Answers, Architecture, Model};

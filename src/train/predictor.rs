@@ -58,15 +58,15 @@ impl Predictor {
         &self.file.preparation
     }
 
-    /// Answers to all rows of `table`.
+    /// Answers to all rows of `table`, and notes for the user on what training never saw.
     ///
     /// # Errors
     /// Kind `Data`: the table lacks a column, or a value that cannot be filled.
-    pub fn predict(&self, table: &Table) -> Result<Predictions> {
+    pub fn predict(&self, table: &Table) -> Result<(Predictions, Vec<String>)> {
         let rows: Vec<usize> = (0..table.rows()).collect();
         let features = self.preparation().transform(table, &rows, Incomplete::Refuse)?;
         let (answers, _) = self.model.evaluate(&features.values, None)?;
-        Ok(match &answers {
+        let predictions = match &answers {
             Answers::Classes { probabilities, .. } => Predictions::Classes {
                 names: self.preparation().target().classes().to_vec(),
                 classes: answers.classes().into_iter().map(|c| c as usize).collect(),
@@ -75,17 +75,20 @@ impl Predictor {
             Answers::Values(values) => {
                 Predictions::Values(values.iter().map(|&v| self.preparation().target().invert(v)).collect())
             }
-        })
+        };
+        Ok((predictions, features.notes()))
     }
 
-    /// Loss and figures on all rows of `table` that have a target, and the number of those rows.
+    /// Loss and figures on all rows of `table` that have a target, the number of those rows, and notes for the user on what
+    /// training never saw.
     ///
     /// # Errors
     /// Kind `Data`: as [`Predictor::predict`]; no target column; a class that training never saw; no rows.
-    pub fn evaluate(&self, table: &Table) -> Result<(f64, Metrics, usize)> {
+    pub fn evaluate(&self, table: &Table) -> Result<(f64, Metrics, usize, Vec<String>)> {
         let rows: Vec<usize> = (0..table.rows()).collect();
-        let (part, _) = Part::prepare(self.preparation(), table, &rows)?;
+        let (part, notes) = Part::prepare(self.preparation(), table, &rows)?;
         let (answers, loss) = self.model.evaluate(&part.features, Some(&part.targets))?;
-        Ok((loss, self.model.metrics(&answers, &part.targets, self.preparation().target()), part.rows()))
+        let metrics = self.model.metrics(&answers, &part.targets, self.preparation().target());
+        Ok((loss, metrics, part.rows(), notes))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{self, Checkpoint, FORMAT, ModelFile, Progress};
+use super::checkpoint::{self, Checkpoint, FORMAT, Judge, ModelFile, Progress};
 use super::metrics::Metrics;
 use super::model::{Architecture, Model};
 use super::spec::{Mlp, OptimizerKind, TrainConfig};
@@ -93,6 +93,8 @@ pub struct Report {
     pub test_loss: Option<f64>,
     /// Figures of the kept weights: on the test part if there is one, else on the validation part, else on the training part.
     pub metrics: Metrics,
+    /// The part that `metrics` are of.
+    pub metrics_on: Judge,
 }
 
 /// Where a run saves. Absolute, as replacing the current directory leaves relative paths pointing nowhere.
@@ -187,6 +189,7 @@ impl Trainer {
         let file = ModelFile {
             format: FORMAT,
             warpsmith: env!("CARGO_PKG_VERSION").to_owned(),
+            metrics_on: None,
             metrics: Metrics::new(),
             architecture,
             training: config.clone(),
@@ -370,30 +373,29 @@ impl Trainer {
 
     /// The error for a loss that is not finite: runs the step once more to find the first bad op.
     fn diagnose(&self, x: &Tensor, targets: &Tensor, seed: u64, loss: f64) -> Error {
+        let cause = self.first_not_finite(|| {
+            let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
+            let outputs = self.model.forward(&mut cx, x)?;
+            self.model.training_loss(&outputs, targets, self.file.training.label_smoothing).map(drop)
+        });
         let step = self.progress.steps + 1;
-        let bad = |name: &str| format!("parameter {name} was no longer finite after step {}", step - 1);
+        diverged(&format!("the loss of step {step} is {loss}; {cause}"))
+    }
+
+    /// What is to blame for a model that is no longer finite: the first such parameter, else the first such op of `again`.
+    fn first_not_finite(&self, again: impl FnOnce() -> Result<()>) -> String {
         let params = self.model.arena().params().unwrap_or_default();
         let finite = |p: &crate::Param| {
             p.get().and_then(|t| t.to_f64_vec()).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
         };
-        let cause = match params.iter().find(|p| !finite(p)) {
-            Some(param) => bad(&param.name()),
-            None => {
-                let again = check_numerics(|| {
-                    let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
-                    let outputs = self.model.forward(&mut cx, x)?;
-                    self.model.training_loss(&outputs, targets, self.file.training.label_smoothing)
-                });
-                match again {
-                    Err(error) => error.to_string(),
-                    Ok(_) => "no single op is to blame".to_owned(),
-                }
-            }
-        };
-        let message = format!("training diverged: the loss of step {step} is {loss}; {cause}");
-        Error::new(ErrorKind::Diverged, message).with_help(
-            "lower the learning rate, clip gradients (--clip 1), or check the data for extreme values",
-        )
+        let steps = self.progress.steps;
+        match params.iter().find(|p| !finite(p)) {
+            Some(param) => format!("parameter {} was no longer finite after step {steps}", param.name()),
+            None => match check_numerics(again) {
+                Err(error) => error.to_string(),
+                Ok(()) => "no single op is to blame".to_owned(),
+            },
+        }
     }
 
     /// Evaluates, logs and judges a finished epoch.
@@ -407,13 +409,12 @@ impl Trainer {
             val_loss = Some(loss);
         }
         if !val_loss.unwrap_or(0.0).is_finite() || !self.parameters_are_finite()? {
-            let message = format!(
-                "training diverged: after step {} the model is no longer finite",
-                self.progress.steps
-            );
-            return Err(Error::new(ErrorKind::Diverged, message).with_help(
-                "lower the learning rate, clip gradients (--clip 1), or check the data for extreme values",
-            ));
+            let cause = self.first_not_finite(|| {
+                let part = &self.validation;
+                self.model.evaluate(&part.features, Some(&part.targets)).map(drop)
+            });
+            let (step, epoch) = (self.progress.steps, self.progress.epoch + 1);
+            return Err(diverged(&format!("after step {step}, at the end of epoch {epoch}: {cause}")));
         }
         self.progress.epoch += 1;
         self.progress.batch = 0;
@@ -427,6 +428,7 @@ impl Trainer {
             self.progress.best_epoch = self.progress.epoch;
             self.kept = self.model.state()?;
             self.file.metrics = val_metrics.clone();
+            self.file.metrics_on = val_loss.map(|_| Judge::Validation);
         }
         if let Some((rule, state)) = &mut self.plateau {
             rule.observe(state, val_loss.unwrap_or(train_loss));
@@ -531,9 +533,16 @@ impl Trainer {
             self.progress.epoch < self.file.training.epochs && self.is_out_of_patience();
         let kept = Model::new(self.model.architecture().clone(), 0, self.model.arena().device())?;
         kept.load_state(self.kept.iter().map(|(n, t)| (n.as_str(), t.clone())).collect())?;
-        let judged = [&self.test, &self.validation, self.train.part()].into_iter().find(|p| p.rows() > 0);
+        let judged = [
+            (Judge::Test, &self.test),
+            (Judge::Validation, &self.validation),
+            (Judge::Train, self.train.part()),
+        ]
+        .into_iter()
+        .find(|(_, part)| part.rows() > 0);
         let mut test_loss = None;
-        if let Some(part) = judged {
+        if let Some((judge, part)) = judged {
+            self.file.metrics_on = Some(judge);
             let (answers, loss) = kept.evaluate(&part.features, Some(&part.targets))?;
             self.file.metrics = kept.metrics(&answers, &part.targets, &self.target);
             test_loss = (self.test.rows() > 0).then_some(loss);
@@ -551,8 +560,14 @@ impl Trainer {
             best_epoch: self.progress.best_epoch,
             test_loss,
             metrics: self.file.metrics.clone(),
+            metrics_on: self.file.metrics_on.unwrap_or(Judge::Train),
         })
     }
+}
+
+fn diverged(how: &str) -> Error {
+    Error::new(ErrorKind::Diverged, format!("training diverged: {how}"))
+        .with_help("lower the learning rate, clip gradients (--clip 1), or check the data for extreme values")
 }
 
 fn make_optimizer(model: &Model, config: &TrainConfig) -> Result<Box<dyn optim::Step>> {
