@@ -293,7 +293,7 @@ fn a_matrix_is_matched_like_a_file() {
     assert_eq!(numbers(&matched.table, "v"), [Some(2.0), Some(4.0)]);
     assert!(matched.note.is_some());
     let error = schema().match_table(matrix(), TargetUse::Ignored).unwrap_err();
-    assert!(error.message().contains("expected Text"), "{error}");
+    assert!(error.message().contains("expected text"), "{error}");
 }
 
 /// A cell and how a table shows it.
