@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use super::How;
 use super::input::Source;
 use super::output::{self, Log, figures, thousands};
 use crate::data::{Labels, Target, TargetUse};
@@ -62,23 +63,6 @@ pub(super) struct PredictArgs {
     format: Option<Format>,
     #[command(flatten)]
     how: How,
-}
-
-/// What both commands take.
-#[derive(Args)]
-struct How {
-    /// auto, cpu or cuda[:N]
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// CPU threads [default: all cores]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    threads: Option<usize>,
-    /// Print the result as one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No notes
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 impl How {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::How;
 use super::output::{self, Log};
 use crate::bench::{OpsBench, StepBench};
 use crate::train::Mlp;
@@ -85,22 +86,6 @@ struct OpsArgs {
     seconds: f64,
     #[command(flatten)]
     how: How,
-}
-
-#[derive(Args)]
-struct How {
-    /// auto, cpu or cuda[:N]
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// CPU threads [default: all cores]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    threads: Option<usize>,
-    /// Print the result as one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress and no notes
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 /// Runs the command.

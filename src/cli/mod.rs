@@ -20,7 +20,7 @@ mod train;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{Device, Error, Result};
 
@@ -52,6 +52,23 @@ Examples:
 struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// What eval, predict and bench take besides their own arguments.
+#[derive(Args)]
+struct How {
+    /// auto, cpu or cuda[:N]
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    threads: Option<usize>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// No progress and no notes
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 #[derive(Subcommand)]
