@@ -149,7 +149,7 @@ impl Arena {
             }
         }
         let cuts = open.specs.iter().skip(1).map(|s| s.offset * size).collect();
-        let storage = Arc::new(Storage::segmented(block, cuts));
+        let storage = Arc::new(Storage::placed(block, cuts, self.0.device, "arena values")?);
         let values = Tensor::from_parts(storage.clone(), Layout::contiguous(flat.shape), flat, Edge::None);
         let view = |(id, spec): (usize, &Spec)| {
             let constant = values.with_layout(spec.layout());
@@ -216,7 +216,8 @@ impl Arena {
         let meta = self.flat_meta(sealed.values.numel(), self.0.dtype);
         let size = meta.dtype.size();
         let cuts = sealed.specs.iter().skip(1).map(|s| s.offset * size).collect();
-        let storage = Arc::new(Storage::segmented(Block::zeroed(meta.bytes())?, cuts));
+        let block = Block::zeroed(meta.bytes())?;
+        let storage = Arc::new(Storage::placed(block, cuts, self.0.device, "arena gradients")?);
         let grads = Tensor::from_parts(storage, Layout::contiguous(meta.shape), meta, Edge::None);
         Ok(sealed.grads.get_or_init(|| grads).clone())
     }

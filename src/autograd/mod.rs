@@ -314,7 +314,7 @@ impl Deliver for Engine<'_> {
                 Slot::Owned(sum)
             }
             Some(Slot::Shared(first)) => {
-                let sum = Tensor::empty(*meta)?;
+                let sum = Tensor::empty(*meta, "gradient")?;
                 copy_into(&sum, &first)?;
                 accumulate(&sum, &gradient)?;
                 Slot::Owned(sum)
@@ -330,10 +330,10 @@ impl Deliver for Engine<'_> {
         }
         let key = key(edge)?;
         let (memory, add) = match self.slots.remove(&key) {
-            None => (Tensor::empty(*meta)?, false),
+            None => (Tensor::empty(*meta, "gradient")?, false),
             Some(Slot::Owned(sum)) => (sum, true),
             Some(Slot::Shared(first)) => {
-                let sum = Tensor::empty(*meta)?;
+                let sum = Tensor::empty(*meta, "gradient")?;
                 copy_into(&sum, &first)?;
                 (sum, true)
             }

@@ -1,14 +1,26 @@
 //! Devices: where a tensor's memory lives and its ops run.
 //!
-//! The GPU driver, its pool, streams and launches come here. In this version the only device that can be opened is the
-//! CPU; asking for another is an error of kind `NoDevice`, never a silent CPU run.
+//! [`Device`] names one; opening it makes its [`Stream`], which is kept for the life of the process. A GPU is reached
+//! through one trait, [`driver::Driver`], which the CUDA driver and the simulator implement. Asking for a device that
+//! cannot be had is an error of kind `NoDevice`, never a silent CPU run.
 
+pub(crate) mod copy;
 pub mod driver;
+pub mod kernels;
+pub mod launch;
+pub mod pool;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod stream;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex};
 
 use crate::{Error, ErrorKind, Result};
+
+pub use pool::MemoryReport;
+pub use stream::Stream;
 
 /// A place to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +28,14 @@ use crate::{Error, ErrorKind, Result};
 pub enum Device {
     /// The host processor.
     Cpu,
+    /// A CUDA device that [`Device::cuda`] has opened.
+    Cuda(u16),
+    /// A simulated GPU that `Device::sim` has opened.
+    Sim(u16),
 }
+
+/// The open devices. A stream is never closed: tensors anywhere may hold its memory.
+static OPEN: Mutex<Vec<(Device, &'static Stream)>> = Mutex::new(Vec::new());
 
 impl Device {
     /// The host processor.
@@ -24,17 +43,62 @@ impl Device {
         Device::Cpu
     }
 
-    /// CUDA device `index`. Always an error of kind `NoDevice` until the CUDA back end is part of the crate.
+    /// Opens CUDA device `index`. An error of kind `NoDevice` says why it cannot be had.
     pub fn cuda(index: usize) -> Result<Device> {
         let message = format!("cuda:{index} cannot be used: this version of warpsmith has no CUDA back end");
         Err(Error::new(ErrorKind::NoDevice, message).with_help("use --device cpu, or --device auto"))
     }
+
+    /// A simulated GPU of its own, with forward scheduling and no checks.
+    #[cfg(feature = "sim")]
+    pub fn sim() -> Device {
+        Device::sim_with(sim::SimOptions::default())
+    }
+
+    /// A simulated GPU of its own.
+    #[cfg(feature = "sim")]
+    pub fn sim_with(options: sim::SimOptions) -> Device {
+        let mut open = OPEN.lock().unwrap_or_else(|e| e.into_inner());
+        let index = open.iter().filter(|(d, _)| matches!(d, Device::Sim(_))).count();
+        let device = Device::Sim(index as u16);
+        open.push((device, leak(device, Arc::new(sim::Simulator::new(options)))));
+        device
+    }
+
+    /// Whether this is the host processor.
+    pub const fn is_cpu(self) -> bool {
+        matches!(self, Device::Cpu)
+    }
+
+    /// The open device; `None` for the host processor.
+    pub fn stream(self) -> Option<&'static Stream> {
+        let open = OPEN.lock().unwrap_or_else(|e| e.into_inner());
+        open.iter().find(|(d, _)| *d == self).map(|(_, s)| *s)
+    }
+
+    /// As [`Device::stream`], for code that runs on GPUs only.
+    pub(crate) fn gpu(self) -> Result<&'static Stream> {
+        self.stream().ok_or_else(|| Error::internal(format!("{self} is not an open GPU")))
+    }
+
+    /// Waits until all work queued on the device is done. Raises errors of kernels that surfaced meanwhile.
+    pub fn synchronize(self) -> Result<()> {
+        self.stream().map_or(Ok(()), Stream::synchronize)
+    }
+}
+
+#[allow(dead_code, reason = "unused where neither back end is compiled in")]
+fn leak(device: Device, driver: Arc<dyn driver::Driver>) -> &'static Stream {
+    Box::leak(Box::new(Stream::new(device, driver)))
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+            Device::Sim(0) => f.write_str("sim"),
+            Device::Sim(index) => write!(f, "sim:{index}"),
         }
     }
 }
@@ -42,11 +106,14 @@ impl fmt::Display for Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the fastest device that can be opened.
+    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`, and opens the device; `auto` is the fastest that can be opened. Builds
+    /// with the feature `sim` also know `sim`.
     fn from_str(text: &str) -> Result<Device> {
         match text {
             "auto" | "cpu" => Ok(Device::Cpu),
             "cuda" => Device::cuda(0),
+            #[cfg(feature = "sim")]
+            "sim" => Ok(Device::sim()),
             _ => match text.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(index)) => Device::cuda(index),
                 _ => Err(Error::argument(format!(
@@ -56,7 +123,3 @@ impl FromStr for Device {
         }
     }
 }
-
-/// A queue of work on a GPU. No value of it can exist until the CUDA back end is part of the crate.
-#[derive(Debug)]
-pub enum Stream {}

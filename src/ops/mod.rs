@@ -102,15 +102,9 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
     /// Computes on the CPU. Inputs have any layout; outputs are contiguous; results do not depend on the thread count.
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()>;
 
-    /// Computes on a GPU. Not supported unless the op says otherwise.
-    fn gpu(
-        &self,
-        stream: &Stream,
-        inputs: &[View<'_>],
-        outputs: &mut [Out<'_>],
-        scratch: &mut [u8],
-    ) -> Result<()> {
-        let _ = (stream, inputs, outputs, scratch);
+    /// Computes on a GPU: queues kernels on `stream` and does not wait. Inputs have any layout; outputs are contiguous.
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let _ = (stream, inputs, outputs);
         Err(Error::unsupported(Self::NAME, "not implemented on GPUs"))
     }
 

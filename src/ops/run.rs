@@ -4,8 +4,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::panic::Location;
+
 use super::{Op, Plan};
 use crate::cpu::pool::Block;
+use crate::device::Stream;
+use crate::device::stream::Memory;
 use crate::tensor::node::{Backward, Function, numerics_checked, record};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View, accumulate, copy_into};
 use crate::{Device, Error, Result, Shape};
@@ -19,6 +23,7 @@ trait AnyOp: Send + Sync {
     fn saves(&self, needs: &[bool]) -> Saves;
     fn infer(&self, inputs: &[Meta]) -> Result<Plan>;
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()>;
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()>;
     /// The op for a node.
     fn backward(&self) -> Box<dyn Backward>;
 }
@@ -63,6 +68,10 @@ impl<O: Op> AnyOp for O {
         Op::cpu(self, inputs, outputs, scratch).map_err(|e| e.with_op(O::NAME))
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        Op::gpu(self, stream, inputs, outputs).map_err(|e| e.with_op(O::NAME))
+    }
+
     fn backward(&self) -> Box<dyn Backward> {
         Box::new(Recorded(*self))
     }
@@ -90,6 +99,7 @@ fn common_device(op: &'static str, inputs: &[&Tensor]) -> Result<Device> {
 }
 
 /// Runs the body of `op` with guards on the inputs; `outs` are over memory that the caller holds.
+#[track_caller]
 fn body(
     op: &dyn AnyOp,
     device: Device,
@@ -100,9 +110,42 @@ fn body(
     let guards =
         inputs.iter().map(|t| t.read()).collect::<Result<Vec<_>>>().map_err(|e| e.with_op(op.name()))?;
     let views: Vec<View<'_>> = inputs.iter().zip(&guards).map(|(t, g)| View::new(t, g)).collect();
-    let mut scratch = Block::new(scratch)?;
     match device {
-        Device::Cpu => op.cpu(&views, outs, scratch.as_mut()),
+        Device::Cpu => op.cpu(&views, outs, Block::new(scratch)?.as_mut()),
+        device => {
+            let stream = device.gpu()?;
+            stream.enter(op.name(), inputs.iter().map(|t| t.shape()), Location::caller());
+            op.gpu(stream, &views, outs)
+        }
+    }
+}
+
+/// Memory for an output, before it is a tensor: nobody else can borrow it yet.
+enum Fresh {
+    Host(Block),
+    Device(Memory),
+}
+
+impl Fresh {
+    fn new(meta: &Meta, what: &'static str) -> Result<Fresh> {
+        match meta.device {
+            Device::Cpu => Block::new(meta.bytes()).map(Fresh::Host),
+            device => device.gpu()?.take(meta.bytes(), what).map(Fresh::Device),
+        }
+    }
+
+    fn out(&mut self, meta: &Meta, mode: Mode) -> Out<'_> {
+        match self {
+            Fresh::Host(block) => Out::new(block.as_mut(), meta.shape, meta.dtype, mode),
+            Fresh::Device(memory) => Out::on_device(memory.address(), meta.shape, meta.dtype, mode),
+        }
+    }
+
+    fn tensor(self, meta: Meta) -> Result<Tensor> {
+        match self {
+            Fresh::Host(block) => Tensor::from_block(block, meta),
+            Fresh::Device(memory) => Ok(Tensor::from_memory(memory, meta)),
+        }
     }
 }
 
@@ -121,15 +164,12 @@ pub fn run<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
 #[track_caller]
 fn run_any(op: &dyn AnyOp, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let (device, plan) = infer(op, inputs)?;
-    let mut blocks = plan.outputs.iter().map(|m| Block::new(m.bytes())).collect::<Result<Vec<_>>>()?;
-    let mut outs: Vec<Out<'_>> = blocks
-        .iter_mut()
-        .zip(&plan.outputs)
-        .map(|(b, m)| Out::new(b.as_mut(), m.shape, m.dtype, Mode::Write))
-        .collect();
+    let mut memory = plan.outputs.iter().map(|m| Fresh::new(m, op.name())).collect::<Result<Vec<_>>>()?;
+    let mut outs: Vec<Out<'_>> =
+        memory.iter_mut().zip(&plan.outputs).map(|(f, m)| f.out(m, Mode::Write)).collect();
     body(op, device, inputs, &mut outs, plan.scratch)?;
-    let outputs: Vec<Tensor> =
-        blocks.into_iter().zip(&plan.outputs).map(|(b, m)| Tensor::from_block(b, *m)).collect();
+    let outputs = memory.into_iter().zip(&plan.outputs).map(|(f, m)| f.tensor(*m));
+    let outputs = outputs.collect::<Result<Vec<Tensor>>>()?;
     if numerics_checked() {
         check_finite(op.name(), &outputs)?;
     }
@@ -191,7 +231,8 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
         }
     }
     if !op.accumulates() && outputs.iter().any(|o| o.1 == Mode::Accumulate) {
-        let temporaries = plan.outputs.iter().map(|m| Tensor::empty(*m)).collect::<Result<Vec<_>>>()?;
+        let temporaries =
+            plan.outputs.iter().map(|m| Tensor::empty(*m, op.name())).collect::<Result<Vec<_>>>()?;
         let write =
             |(t, o): (_, &(&Tensor, Mode))| (t, if o.1 == Mode::Accumulate { Mode::Write } else { o.1 });
         let targets: Vec<(&Tensor, Mode)> = temporaries.iter().zip(outputs).map(write).collect();
@@ -214,16 +255,20 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
         .collect::<Result<Vec<_>>>()?;
     // Memory for outputs that nobody wants but the body writes all the same.
     let unwanted = |(o, want): (&(&Tensor, Mode), &Meta)| {
-        if o.1 == Mode::Skip && !op.skips() { Block::new(want.bytes()) } else { Block::new(0) }
+        let bytes = o.1 == Mode::Skip && !op.skips();
+        bytes.then(|| Fresh::new(want, op.name())).transpose()
     };
     let mut unwanted = outputs.iter().zip(&plan.outputs).map(unwanted).collect::<Result<Vec<_>>>()?;
-    let mode_of_unwanted = if op.skips() { Mode::Skip } else { Mode::Write };
     let mut outs: Vec<Out<'_>> = Vec::with_capacity(outputs.len());
     let memory = guards.iter_mut().zip(&mut unwanted);
     for (((guard, spare), (tensor, mode)), want) in memory.zip(outputs).zip(&plan.outputs) {
         outs.push(match guard {
             Some(guard) => Out::of(tensor, guard, *mode),
-            None => Out::new(spare.as_mut(), want.shape, want.dtype, mode_of_unwanted),
+            None => match spare {
+                Some(spare) => spare.out(want, Mode::Write),
+                None if device.is_cpu() => Out::new(&mut [], want.shape, want.dtype, Mode::Skip),
+                None => Out::on_device(0, want.shape, want.dtype, Mode::Skip),
+            },
         });
     }
     body(op, device, inputs, &mut outs, plan.scratch)?;
@@ -265,10 +310,10 @@ impl BackwardCx<'_> {
         let mut tensors: Vec<(Tensor, Mode, To)> = Vec::with_capacity(targets.len());
         for (k, (&i, want)) in targets.iter().zip(&plan.outputs).enumerate() {
             if !wanted[k] {
-                let nothing = Tensor::empty(want.with_shape(Shape::from_dims(&[0])))?;
+                let nothing = Tensor::empty(want.with_shape(Shape::from_dims(&[0])), op.name())?;
                 tensors.push((nothing, Mode::Skip, To::Nowhere));
             } else if (0..k).any(|e| wanted[e] && self.same_edge(targets[e], i)) {
-                tensors.push((Tensor::empty(*want)?, Mode::Write, To::Given(i)));
+                tensors.push((Tensor::empty(*want, op.name())?, Mode::Write, To::Given(i)));
             } else {
                 let (memory, add) = self.destination(i)?;
                 tensors.push((memory, if add { Mode::Accumulate } else { Mode::Write }, To::Direct(i)));

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cpu::pool::Block;
+use crate::device::stream::Memory;
 use crate::dtype::Element;
 use crate::shape::{IntoShape, Layout};
 use crate::{DType, Device, Error, Result, Shape};
@@ -75,15 +76,28 @@ impl Tensor {
         Tensor(Arc::new(Inner { storage, layout, dtype: meta.dtype, device: meta.device, edge }))
     }
 
-    /// Takes over a block that holds the elements of `meta` in row-major order.
-    pub(crate) fn from_block(block: Block, meta: Meta) -> Tensor {
-        let storage = Arc::new(Storage::new(block));
+    /// A tensor of the elements of `meta` in row-major order, which `block` holds: taken over, or copied to a device.
+    pub(crate) fn from_block(block: Block, meta: Meta) -> Result<Tensor> {
+        let storage = Arc::new(Storage::placed(block, Vec::new(), meta.device, "tensor")?);
+        Ok(Tensor::from_parts(storage, Layout::contiguous(meta.shape), meta, Edge::None))
+    }
+
+    /// Takes over device memory that holds the elements of `meta` in row-major order.
+    pub(crate) fn from_memory(memory: Memory, meta: Meta) -> Tensor {
+        let storage = Arc::new(Storage::on_device(memory, Vec::new()));
         Tensor::from_parts(storage, Layout::contiguous(meta.shape), meta, Edge::None)
     }
 
-    /// A contiguous tensor with arbitrary content, to be written through `ops::run_into`.
-    pub(crate) fn empty(meta: Meta) -> Result<Tensor> {
-        Ok(Tensor::from_block(Block::new(meta.bytes())?, meta))
+    /// A contiguous tensor with arbitrary content for `what` (the name of an op), to be written through `ops::run_into`.
+    pub(crate) fn empty(meta: Meta, what: &'static str) -> Result<Tensor> {
+        let storage = match meta.device {
+            Device::Cpu => Storage::new(Block::new(meta.bytes())?),
+            device => {
+                let memory = device.gpu()?.take(meta.bytes(), what)?;
+                return Ok(Tensor::from_memory(memory, meta));
+            }
+        };
+        Ok(Tensor::from_parts(Arc::new(storage), Layout::contiguous(meta.shape), meta, Edge::None))
     }
 
     /// A tensor of `data` in row-major order. Errors if the lengths differ.
@@ -96,7 +110,7 @@ impl Tensor {
         let meta = Meta { shape, dtype: T::DTYPE, device };
         let mut block = Block::new(meta.bytes())?;
         block.typed_mut::<T>().copy_from_slice(data);
-        Ok(Tensor::from_block(block, meta))
+        Tensor::from_block(block, meta)
     }
 
     /// A 0-d tensor.
@@ -109,13 +123,18 @@ impl Tensor {
         let meta = Meta { shape: shape.into_shape()?, dtype, device };
         let mut block = Block::new(meta.bytes())?;
         crate::dispatch!(dtype, T => block.typed_mut::<T>().fill(T::from_f64(value)));
-        Ok(Tensor::from_block(block, meta))
+        Tensor::from_block(block, meta)
     }
 
     /// A tensor of zeros.
     pub fn zeros(shape: impl IntoShape, dtype: DType, device: Device) -> Result<Tensor> {
         let meta = Meta { shape: shape.into_shape()?, dtype, device };
-        Ok(Tensor::from_block(Block::zeroed(meta.bytes())?, meta))
+        if device.is_cpu() {
+            return Tensor::from_block(Block::zeroed(meta.bytes())?, meta);
+        }
+        let zeros = Tensor::empty(meta, "tensor")?;
+        fill_zero(&zeros)?;
+        Ok(zeros)
     }
 
     /// A tensor of ones.
@@ -130,10 +149,12 @@ impl Tensor {
         crate::dispatch!(dtype, T => {
             block.typed_mut::<T>().iter_mut().enumerate().for_each(|(i, x)| *x = T::from_f64(i as f64));
         });
-        Ok(Tensor::from_block(block, meta))
+        Tensor::from_block(block, meta)
     }
 
-    /// The elements in row-major order. Errors if `T` is not the tensor's type.
+    /// The elements in row-major order. Errors if `T` is not the tensor's type. On a GPU this waits for the work queued so
+    /// far, and raises what its kernels found wrong.
+    #[track_caller]
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         if self.dtype() != T::DTYPE {
             let message = format!("a tensor of {} read as {}", self.dtype(), T::DTYPE);
@@ -141,6 +162,13 @@ impl Tensor {
         }
         let guard = self.read()?;
         let view = View::new(self, &guard);
+        if let Some(stream) = self.device().stream() {
+            stream.enter("to_vec", [self.shape()].into_iter(), std::panic::Location::caller());
+            let packed = stream.contiguous(&view)?;
+            let mut host = vec![T::from_f64(0.0); self.numel()];
+            stream.download(bytemuck::cast_slice_mut(&mut host), packed.src().address())?;
+            return Ok(host);
+        }
         Ok(match view.slice::<T>() {
             Some(slice) => slice.to_vec(),
             None => view.layout().positions().map(|i| view.data::<T>()[i]).collect(),
@@ -276,7 +304,10 @@ impl fmt::Debug for Tensor {
     /// Kind and the first few values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({}", self.meta())?;
-        if let Ok(guard) = self.read() {
+        // Values on a GPU are not waited for.
+        if self.device().is_cpu()
+            && let Ok(guard) = self.read()
+        {
             let view = View::new(self, &guard);
             f.write_str(", [")?;
             for (k, i) in view.layout().positions().take(6).enumerate() {

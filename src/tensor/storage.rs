@@ -12,21 +12,30 @@ use std::panic::Location;
 use std::sync::{Mutex, MutexGuard};
 
 use crate::cpu::pool::Block;
-use crate::{Error, ErrorKind, Result};
+use crate::device::stream::Memory;
+use crate::{Device, Error, ErrorKind, Result};
 
 /// Where in the source a write came from.
 pub type Site = &'static Location<'static>;
 
 /// A piece of memory. Shared behind an `Arc` by all tensors that view it.
 pub struct Storage {
-    /// First byte of the block's memory, taken once while the block was still owned exclusively.
+    /// First byte of a block's memory, taken once while the block was still owned exclusively; null for device memory.
     base: *mut u8,
-    /// Keeps the memory; not touched again until it drops.
-    _block: Block,
+    /// Keeps the memory; a block is not touched again until it drops.
+    keep: Keep,
     bytes: usize,
     /// First byte of each segment but the first, ascending.
     cuts: Box<[usize]>,
     state: Mutex<State>,
+}
+
+enum Keep {
+    /// Held for its drop only: the memory is reached through `base`.
+    Host {
+        _block: Block,
+    },
+    Device(Memory),
 }
 
 #[derive(Default)]
@@ -47,7 +56,7 @@ struct Version {
     last: Option<(&'static str, Site)>,
 }
 
-// SAFETY: `base` points to memory that this storage owns through `_block` and is reached only through guards; `State`
+// SAFETY: `base` points to memory that this storage owns through `keep` and is reached only through guards; `State`
 // (behind a mutex) gives out a write guard on a range only while no other guard overlaps it, so access from several
 // threads never races.
 unsafe impl Send for Storage {}
@@ -67,14 +76,52 @@ impl Storage {
 
     /// Takes over a block; `cuts` are the first bytes of all segments but the first, ascending.
     pub(crate) fn segmented(mut block: Block, cuts: Vec<usize>) -> Storage {
-        let bytes = block.as_ref().len();
-        Storage {
-            base: block.as_mut().as_mut_ptr(),
-            _block: block,
-            bytes,
-            cuts: cuts.into(),
-            state: Mutex::default(),
+        let (bytes, base) = (block.as_ref().len(), block.as_mut().as_mut_ptr());
+        let keep = Keep::Host { _block: block };
+        Storage { base, keep, bytes, cuts: cuts.into(), state: Mutex::default() }
+    }
+
+    /// The content of a host block where `device` has its memory: taken over, or copied into device memory for `what`.
+    pub(crate) fn placed(
+        block: Block,
+        cuts: Vec<usize>,
+        device: Device,
+        what: &'static str,
+    ) -> Result<Storage> {
+        if device.is_cpu() {
+            return Ok(Storage::segmented(block, cuts));
         }
+        let stream = device.gpu()?;
+        let memory = stream.take(block.as_ref().len(), what)?;
+        stream.upload(memory.address(), block.as_ref())?;
+        Ok(Storage::on_device(memory, cuts))
+    }
+
+    /// Takes over device memory; `cuts` as for [`Storage::segmented`].
+    pub(crate) fn on_device(memory: Memory, cuts: Vec<usize>) -> Storage {
+        let bytes = memory.bytes();
+        let (base, keep) = (std::ptr::null_mut(), Keep::Device(memory));
+        Storage { base, keep, bytes, cuts: cuts.into(), state: Mutex::default() }
+    }
+
+    /// Where the memory is.
+    pub fn device(&self) -> Device {
+        match &self.keep {
+            Keep::Host { .. } => Device::Cpu,
+            Keep::Device(memory) => memory.stream().device(),
+        }
+    }
+
+    /// The device address of byte `at`; 0 for host memory.
+    fn address(&self, at: usize) -> u64 {
+        match &self.keep {
+            Keep::Host { .. } => 0,
+            Keep::Device(memory) => memory.address() + at as u64,
+        }
+    }
+
+    fn on_host(&self) {
+        assert!(!self.base.is_null(), "device memory was read as the host's");
     }
 
     /// Size in bytes.
@@ -172,9 +219,15 @@ pub struct ReadGuard<'a> {
 }
 
 impl ReadGuard<'_> {
-    /// The bytes of the borrowed range.
+    /// The device address of the borrowed range; 0 for host memory.
+    pub fn address(&self) -> u64 {
+        self.storage.address(self.key.0)
+    }
+
+    /// The bytes of the borrowed range, which is the host's.
     pub fn bytes(&self) -> &[u8] {
         let (start, end) = self.key;
+        self.storage.on_host();
         // SAFETY: `State` holds this range as read until the guard drops, so no write guard on it exists; `check` has
         // proved that it lies in the block, which lives as long as the storage.
         unsafe { std::slice::from_raw_parts(self.storage.base.add(start), end - start) }
@@ -197,9 +250,15 @@ pub struct WriteGuard<'a> {
 }
 
 impl WriteGuard<'_> {
-    /// The bytes of the borrowed range.
+    /// The device address of the borrowed range; 0 for host memory.
+    pub fn address(&self) -> u64 {
+        self.storage.address(self.key.0)
+    }
+
+    /// The bytes of the borrowed range, which is the host's.
     pub fn bytes(&mut self) -> &mut [u8] {
         let (start, end) = self.key;
+        self.storage.on_host();
         // SAFETY: `State` holds this range as written until the guard drops, so no other guard overlaps it; `check` has
         // proved that it lies in the block; `&mut self` keeps this the only slice made from this guard.
         unsafe { std::slice::from_raw_parts_mut(self.storage.base.add(start), end - start) }

@@ -2,16 +2,25 @@
 
 #![forbid(unsafe_code)]
 
+use std::panic::Location;
+
 use super::{Tensor, View};
 use crate::cpu::copy::move_elements;
+use crate::device::launch::Dst;
 use crate::shape::Layout;
-use crate::{Device, Error, Result, dispatch};
+use crate::{Device, Error, ErrorKind, Result, dispatch};
 
 #[track_caller]
 fn write_strided(dst: &Tensor, src: &Tensor, add: bool) -> Result<()> {
     let name = if add { "accumulate" } else { "copy_into" };
     if dst.shape() != src.shape() {
         return Err(Error::shape(name, format!("{} into {}", src.shape(), dst.shape())));
+    }
+    if dst.device() != src.device() {
+        let message = format!("from {} to {}", src.device(), dst.device());
+        return Err(Error::new(ErrorKind::Device, message)
+            .with_op(name)
+            .with_help("move one with to_device"));
     }
     if dst.numel() == 0 {
         return Ok(());
@@ -30,6 +39,12 @@ fn write_strided(dst: &Tensor, src: &Tensor, add: bool) -> Result<()> {
                 add,
             )
         })),
+        device => {
+            let stream = device.gpu()?;
+            stream.enter(name, [src.shape(), dst.shape()].into_iter(), Location::caller());
+            let to = Dst::new(target.address(), dst.layout().span().len() as u64, dst.dtype());
+            crate::device::copy::strided(stream, view.src(), view.layout(), to, &layout, add)?;
+        }
     }
     Ok(())
 }
@@ -49,11 +64,25 @@ pub(crate) fn copy_into(dst: &Tensor, src: &Tensor) -> Result<()> {
 /// Overwrites contiguous `dst` by zeros.
 #[track_caller]
 pub(crate) fn fill_zero(dst: &Tensor) -> Result<()> {
-    dst.write("fill_zero")?.bytes().fill(0);
+    let mut target = dst.write("fill_zero")?;
+    match dst.device() {
+        Device::Cpu => target.bytes().fill(0),
+        device => device.gpu()?.fill(target.address(), 0, dst.byte_span().len())?,
+    }
     Ok(())
 }
 
 impl Tensor {
+    /// The same values on another device, in row-major order, as a constant; this tensor itself if it is there already.
+    /// Waits for the work that makes them, if they come from a GPU.
+    #[track_caller]
+    pub fn to_device(&self, device: Device) -> Result<Tensor> {
+        if device == self.device() {
+            return Ok(self.clone());
+        }
+        dispatch!(self.dtype(), T => Tensor::from_slice(&self.to_vec::<T>()?, self.shape(), device))
+    }
+
     /// Overwrites this tensor's memory by `src` (same shape; cast to this dtype). Not recorded; tensors saved for
     /// backward notice. An error if the memory is borrowed, or if `self` repeats elements (an expanded dimension).
     #[track_caller]

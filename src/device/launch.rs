@@ -1,0 +1,213 @@
+//! What a launch is given: typed device pointers that cannot outlive their memory, and shapes by value.
+
+use std::marker::PhantomData;
+
+use super::driver::Range;
+use crate::shape::MAX_RANK;
+use crate::{DType, Error, Result};
+
+/// Device memory to read: `len` elements of one type. Made from a view or a temporary.
+#[derive(Clone, Copy, Debug)]
+pub struct Src<'a> {
+    address: u64,
+    len: u64,
+    dtype: DType,
+    memory: PhantomData<&'a ()>,
+}
+
+impl Src<'_> {
+    /// `len` elements at `address`, borrowed for as long as the caller says.
+    pub(crate) fn new(address: u64, len: u64, dtype: DType) -> Self {
+        Src { address, len, dtype, memory: PhantomData }
+    }
+
+    /// The device address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.len * self.dtype.size() as u64
+    }
+
+    /// The elements from number `first` on, `len` of them; both are within the buffer.
+    pub fn part(self, first: u64, len: u64) -> Self {
+        assert!(first + len <= self.len, "a part of {first} + {len} elements of {}", self.len);
+        Src { address: self.address + first * self.dtype.size() as u64, len, ..self }
+    }
+
+    /// The same memory as elements of another type, as many as it holds whole.
+    pub fn cast(self, dtype: DType) -> Self {
+        Src { len: self.bytes() / dtype.size() as u64, dtype, ..self }
+    }
+
+    pub(crate) fn range(&self, writable: bool) -> Range {
+        Range { address: self.address, bytes: self.bytes(), writable: writable.into(), reserved: 0 }
+    }
+}
+
+/// Device memory to write (or to change in place): `len` elements of one type.
+#[derive(Debug)]
+pub struct Dst<'a>(Src<'a>);
+
+impl<'a> Dst<'a> {
+    /// As [`Src::new`], for memory that nobody else reads or writes meanwhile.
+    pub(crate) fn new(address: u64, len: u64, dtype: DType) -> Self {
+        Dst(Src::new(address, len, dtype))
+    }
+
+    /// Another handle on the same memory, for one launch after another.
+    pub fn again(&mut self) -> Dst<'_> {
+        Dst(Src { memory: PhantomData, ..self.0 })
+    }
+
+    /// The elements from number `first` on, `len` of them; both are within the buffer.
+    pub fn part(self, first: u64, len: u64) -> Self {
+        Dst(self.0.part(first, len))
+    }
+
+    /// The same memory as elements of another type, as many as it holds whole.
+    pub fn cast(self, dtype: DType) -> Self {
+        Dst(self.0.cast(dtype))
+    }
+
+    /// The memory as an input of a later launch.
+    pub fn as_src(&self) -> Src<'_> {
+        self.0
+    }
+}
+
+impl<'a> std::ops::Deref for Dst<'a> {
+    type Target = Src<'a>;
+    fn deref(&self) -> &Src<'a> {
+        &self.0
+    }
+}
+
+/// Sizes of dimensions, outermost first, as kernels get them: `Dims` in `kernels/core/platform.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Dims {
+    /// The number of dimensions.
+    pub rank: u32,
+    /// Padding, 0.
+    pub reserved: u32,
+    /// The sizes; 1 beyond the rank.
+    pub size: [u64; MAX_RANK],
+}
+
+impl Dims {
+    /// These sizes, at most [`MAX_RANK`].
+    pub fn of(sizes: &[usize]) -> Dims {
+        let mut size = [1; MAX_RANK];
+        for (to, &from) in size.iter_mut().zip(sizes) {
+            *to = from as u64;
+        }
+        Dims { rank: sizes.len() as u32, reserved: 0, size }
+    }
+
+    /// The product of the sizes.
+    pub fn numel(&self) -> u64 {
+        self.size.iter().product()
+    }
+}
+
+/// Steps in elements from one index of each dimension to the next, outermost first: `Strides` in
+/// `kernels/core/platform.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Strides {
+    /// The steps; 0 beyond the rank.
+    pub by: [i64; MAX_RANK],
+}
+
+impl Strides {
+    /// These steps, at most [`MAX_RANK`].
+    pub fn of(steps: &[usize]) -> Strides {
+        let mut by = [0; MAX_RANK];
+        for (to, &from) in by.iter_mut().zip(steps) {
+            *to = from as i64;
+        }
+        Strides { by }
+    }
+}
+
+/// Collapses dimensions that all operands walk through alike: drops those of size 1 and joins neighbours. Returns the
+/// sizes and, an operand each, the steps; a shape of one element becomes no dimensions at all.
+pub fn merge<const N: usize>(sizes: &[usize], steps: [&[usize]; N]) -> (Dims, [Strides; N]) {
+    let mut kept: Vec<(usize, [usize; N])> = Vec::with_capacity(MAX_RANK);
+    for (d, &size) in sizes.iter().enumerate().filter(|(_, size)| **size != 1) {
+        let by = steps.map(|s| s[d]);
+        match kept.last_mut() {
+            Some((outer, outer_by)) if (0..N).all(|k| outer_by[k] == by[k] * size) => {
+                *outer *= size;
+                *outer_by = by;
+            }
+            _ => kept.push((size, by)),
+        }
+    }
+    let sizes: Vec<usize> = kept.iter().map(|k| k.0).collect();
+    let strides = std::array::from_fn(|n| {
+        let by: Vec<usize> = kept.iter().map(|k| k.1[n]).collect();
+        Strides::of(&by)
+    });
+    (Dims::of(&sizes), strides)
+}
+
+/// Whether steps are those of a contiguous array of these sizes.
+pub fn is_row_major(dims: &Dims, strides: &Strides) -> bool {
+    let mut expected = 1;
+    for d in (0..dims.rank as usize).rev() {
+        if dims.size[d] != 1 && strides.by[d] != expected {
+            return false;
+        }
+        expected *= dims.size[d] as i64;
+    }
+    true
+}
+
+/// A number that a kernel takes as u32. Errors if it is larger.
+pub fn narrow(what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value)
+        .map_err(|_| Error::unsupported("launch", format!("{what} of {value} does not fit 32 bits")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_that_all_operands_share_are_merged() {
+        let (dims, [a, b]) = merge(&[2, 3, 1, 4], [&[12, 4, 4, 1], &[12, 4, 4, 1]]);
+        assert_eq!((dims, a), (Dims::of(&[24]), Strides::of(&[1])));
+        assert_eq!(a, b);
+        // A broadcast operand keeps them apart where it differs.
+        let (dims, [a, b]) = merge(&[2, 3, 4], [&[12, 4, 1], &[0, 4, 1]]);
+        assert_eq!((dims, a, b), (Dims::of(&[2, 12]), Strides::of(&[12, 1]), Strides::of(&[0, 1])));
+        assert_eq!(merge(&[1, 1], [&[7, 7]]), (Dims::of(&[]), [Strides::of(&[])]));
+        assert!(is_row_major(&Dims::of(&[24]), &Strides::of(&[1])));
+        assert!(!is_row_major(&Dims::of(&[2, 12]), &Strides::of(&[0, 1])));
+    }
+
+    #[test]
+    fn the_layout_is_that_of_the_kernels() {
+        assert_eq!((size_of::<Dims>(), size_of::<Strides>()), (72, 64));
+        assert_eq!(std::mem::offset_of!(Dims, size), 8);
+    }
+}
