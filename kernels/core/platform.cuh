@@ -59,9 +59,8 @@ template <class T> struct WsType { using Is = T; };
   #define SHARED(Type, name)                                         \
       __shared__ __align__(16) typename WsType<Type>::Is name##_;    \
       auto& name = name##_
-  #define DYN_SHARED(Type, name)                                     \
-      extern __shared__ __align__(1024) unsigned char ws_dynamic[];  \
-      Type* name = reinterpret_cast<Type*>(ws_dynamic)
+  extern __shared__ __align__(1024) unsigned char ws_dynamic[];
+  #define DYN_SHARED(Type, name) Type* name = reinterpret_cast<Type*>(ws_dynamic)
 #else
   #define SHARED(Type, name)                                                                                  \
       static const char name##_key = 0;                                                                       \

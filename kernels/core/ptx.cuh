@@ -139,17 +139,20 @@ WS_FN void ldmatrix_x4_trans(u32 (&r)[4], const void* row) {
 }
 
 // D += A B on the tensor cores of one warp, all lanes of it, fragments as in the maps above. T is bf16 or f16.
-template <class T> WS_FN void mma_m16n8k16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
-#define WS_MMA(T, name)                                                                                             \
-    template <> WS_FN void mma_m16n8k16<T>(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {                     \
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                         \
-            ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                  \
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                        \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                    \
-    }
+template <class T> struct MmaOf;
+#define WS_MMA(T, name)                                                                                    \
+    template <> struct MmaOf<T> {                                                                          \
+        WS_FN void apply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {                              \
+            asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                            \
+                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                       \
+        }                                                                                                  \
+    };
 WS_MMA(bf16, "bf16")
 WS_MMA(f16, "f16")
 #undef WS_MMA
+template <class T> WS_FN void mma_m16n8k16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { MmaOf<T>::apply(d, a, b); }
 // The same for tf32: registers hold f32 bits rounded by tf32_of_f32.
 WS_FN void mma_m16n8k8_tf32(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
