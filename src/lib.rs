@@ -73,6 +73,9 @@ pub mod ops;
 pub mod optim;
 pub mod param;
 pub mod random;
+#[cfg(feature = "train")]
+#[doc(hidden)]
+pub mod selftest;
 pub mod shape;
 pub mod tensor;
 #[cfg(feature = "train")]

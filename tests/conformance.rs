@@ -1,17 +1,15 @@
 //! Every op against the float64 reference: all cases, all element types, seven layouts; special values; adding into
 //! existing memory; bytes around an output; thread counts; large inputs; refused inputs.
 //!
-//! The reference (tests/reference) is written from the definitions and knows nothing of the op bodies. An op that it
+//! The reference (src/selftest/reference) is written from the definitions and knows nothing of the op bodies. An op that it
 //! lacks fails here by name.
 
 mod harness;
-mod reference;
 
-use harness::layouts::{self, Kind, build, framed};
-use harness::{AnyCase, AnyOp, Report, Rng, Subject, Value, bits, compare, guarded, inputs_of, tensor};
-use reference::{Expected, Specials, round};
-use warpsmith::ops::{Tolerance, Values};
-use warpsmith::tensor::Mode;
+use harness::layouts::{self, Kind};
+use harness::{AnyCase, AnyOp, Report, Rng, Subject, Value, bits, guarded, inputs_of, tensor};
+use warpsmith::selftest::checks::{accumulates, keep_last, lay_out, run_and_compare, sentinels, skips};
+use warpsmith::selftest::reference::{self, Specials, round};
 use warpsmith::{DType, ErrorKind, Tensor, cpu};
 
 /// Runs a check for every op and prints what it found; less than `floor` comparisons are a failure too.
@@ -23,50 +21,6 @@ fn for_every_op(title: &'static str, check: fn(&Subject, &mut Report), floor: us
         }
     }
     report.finish(floor);
-}
-
-/// Runs the op and compares every output.
-fn run_and_compare(
-    op: &dyn AnyOp,
-    tensors: &[Tensor],
-    want: &[Expected],
-    tolerance: Tolerance,
-) -> Result<(), String> {
-    let got = guarded(|| op.run(&tensors.iter().collect::<Vec<_>>()))?;
-    if got.len() != want.len() {
-        return Err(format!("{} outputs, expected {}", got.len(), want.len()));
-    }
-    for (k, (got, want)) in got.iter().zip(want).enumerate() {
-        compare::output(got, want, tolerance).map_err(|why| format!("output {k} {why}"))?;
-    }
-    Ok(())
-}
-
-/// The case's inputs with input `i` in layout `kinds[i]`; `None` if all of them fall back to contiguous though other
-/// layouts were asked for.
-fn lay_out(
-    case_inputs: &[Value],
-    keep_last: &[bool],
-    kinds: &[Kind],
-    rng: &mut Rng,
-) -> Option<(Vec<Tensor>, Vec<Value>)> {
-    let mut fresh = kinds.iter().all(|k| *k == Kind::Contiguous);
-    let mut built = Vec::new();
-    for ((value, &kind), &keep_last) in case_inputs.iter().zip(kinds).zip(keep_last) {
-        built.push(match build(value, kind, keep_last, rng) {
-            Some(laid) => {
-                fresh |= kind != Kind::Contiguous;
-                laid
-            }
-            None => (value.tensor(), value.clone()),
-        });
-    }
-    fresh.then(|| built.into_iter().unzip())
-}
-
-fn keep_last(case: &AnyCase) -> Vec<bool> {
-    // Probabilities sum to 1 along the last dimension only as long as it is not repeated.
-    case.inputs.iter().map(|a| a.values == Values::Distribution).collect()
 }
 
 fn values_of_an_op(subject: &Subject, report: &mut Report) {
@@ -98,7 +52,9 @@ fn values_of_an_op(subject: &Subject, report: &mut Report) {
                     continue;
                 }
                 let mut rng = Rng::of(&[&id]);
-                let Some((tensors, values)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) else {
+                let Some((tensors, values)) =
+                    lay_out(&inputs, &keep_last(case), &kinds, &mut rng, harness::CPU)
+                else {
                     continue;
                 };
                 let repeated;
@@ -110,7 +66,7 @@ fn values_of_an_op(subject: &Subject, report: &mut Report) {
                 };
                 let outcome = match want {
                     Some(want) => run_and_compare(&*case.op, &tensors, want, subject.tolerance),
-                    None => Err("has no reference in tests/reference".to_owned()),
+                    None => Err("has no reference in src/selftest/reference".to_owned()),
                 };
                 report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
             }
@@ -179,7 +135,7 @@ fn specials_of_an_op(subject: &Subject, report: &mut Report) {
                 let tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
                 let outcome = match reference::expected(case.op.as_any(), &inputs) {
                     Some(want) => run_and_compare(&*case.op, &tensors, &want, subject.tolerance),
-                    None => Err("has no reference in tests/reference".to_owned()),
+                    None => Err("has no reference in src/selftest/reference".to_owned()),
                 };
                 report.check(&id, outcome.map_err(|why| format!("{:?}: {why}", case.op)));
             }
@@ -221,97 +177,6 @@ fn memory_of_an_op(subject: &Subject, report: &mut Report) {
     }
 }
 
-/// A number that no case produces, in every type.
-const SENTINEL: f64 = 119.0;
-
-fn sentinels(op: &dyn AnyOp, args: &[&Tensor], fresh: &[Tensor], pad: usize) -> Result<(), String> {
-    let framed: Vec<(Tensor, Tensor)> = fresh
-        .iter()
-        .map(|t| framed(t.dims(), t.dtype(), pad, &vec![SENTINEL; t.numel()], SENTINEL))
-        .collect();
-    let outs: Vec<(&Tensor, Mode)> = framed.iter().map(|(_, out)| (out, Mode::Write)).collect();
-    guarded(|| op.run_into(args, &outs))?;
-    for (k, ((buffer, out), fresh)) in framed.iter().zip(fresh).enumerate() {
-        if bits(out) != bits(fresh) {
-            return Err(format!("output {k}: run_into gives other bits than run"));
-        }
-        let all = buffer.to_f64_vec().map_err(|e| e.to_string())?;
-        let n = all.len();
-        if all[..pad].iter().chain(&all[n - pad..]).any(|&v| v != SENTINEL) {
-            return Err(format!("output {k}: wrote beyond its memory"));
-        }
-    }
-    Ok(())
-}
-
-fn accumulates(
-    subject: &Subject,
-    op: &dyn AnyOp,
-    inputs: &[Value],
-    args: &[&Tensor],
-    fresh: &[Tensor],
-    tolerance: Tolerance,
-) -> Result<(), String> {
-    let Some(mut want) = reference::expected(op.as_any(), inputs) else {
-        return Err("has no reference in tests/reference".to_owned());
-    };
-    let old = |t: &Tensor| -> Vec<f64> { (0..t.numel()).map(|i| (i % 7) as f64 + 1.0).collect() };
-    let framed: Vec<(Tensor, Tensor)> =
-        fresh.iter().map(|t| framed(t.dims(), t.dtype(), 1, &old(t), SENTINEL)).collect();
-    // Only floating-point outputs are gradients; others are added to only where the body says so.
-    let mode = |t: &Tensor| {
-        if t.dtype().is_float() || subject.accumulates { Mode::Accumulate } else { Mode::Skip }
-    };
-    let outs: Vec<(&Tensor, Mode)> = framed.iter().map(|(_, out)| (out, mode(out))).collect();
-    guarded(|| op.run_into(args, &outs))?;
-    for (k, ((buffer, out), want)) in framed.iter().zip(&mut want).enumerate() {
-        if mode(out) == Mode::Skip {
-            continue;
-        }
-        let got = out.to_f64_vec().map_err(|e| e.to_string())?;
-        for (i, (got, old)) in got.into_iter().zip(old(out)).enumerate() {
-            let (new, dtype) = (want.values[i], want.dtype);
-            // Integers wrap.
-            let sum = match dtype {
-                DType::I32 => (round::to(dtype, new) as i32).wrapping_add(old as i32) as f64,
-                DType::I64 => (round::to(dtype, new) as i64).wrapping_add(old as i64) as f64,
-                _ => round::to(dtype, new) + old,
-            };
-            let bound = if dtype.is_float() {
-                // The op's own bound, its rounding to the type, and the rounding of the sum.
-                compare::bound(tolerance, want.exact_as, new, want.scale[i])
-                    + 0.5 * round::ulp(dtype, new)
-                    + round::ulp(dtype, sum)
-            } else {
-                0.0
-            };
-            if !compare::value_ok(dtype, got, round::to(dtype, sum), Some(bound)) {
-                return Err(format!("output {k}[{i}]: {old} + {new:e} gave {got:e}, allowed {bound:e}"));
-            }
-        }
-        let all = buffer.to_f64_vec().map_err(|e| e.to_string())?;
-        if all[0] != SENTINEL || all[all.len() - 1] != SENTINEL {
-            return Err(format!("output {k}: wrote beyond its memory"));
-        }
-    }
-    Ok(())
-}
-
-/// Asks for output `only` alone.
-fn skips(op: &dyn AnyOp, args: &[&Tensor], fresh: &[Tensor], only: usize) -> Result<(), String> {
-    let empty = tensor(&[], &[0], DType::F32);
-    let out = tensor(&vec![SENTINEL; fresh[only].numel()], fresh[only].dims(), fresh[only].dtype());
-    let outs: Vec<(&Tensor, Mode)> = (0..fresh.len())
-        .map(|k| if k == only { (&out, Mode::Write) } else { (&empty, Mode::Skip) })
-        .collect();
-    guarded(|| op.run_into(args, &outs))?;
-    if bits(&out) == bits(&fresh[only]) {
-        Ok(())
-    } else {
-        Err(format!("output {only} differs when asked for alone"))
-    }
-}
-
 #[test]
 fn outputs_are_written_added_and_skipped_and_nothing_else_is_touched() {
     for_every_op("memory", memory_of_an_op, 30_000);
@@ -328,7 +193,8 @@ fn threads_of_an_op(subject: &Subject, report: &mut Report) {
                 if !report.wants(&id) {
                     continue;
                 }
-                if let Some((tensors, _)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) {
+                if let Some((tensors, _)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng, harness::CPU)
+                {
                     report.check(&id, same_bits_on_all_threads(&*case.op, &tensors));
                 }
             }
@@ -371,14 +237,15 @@ fn large_of_an_op(subject: &Subject, report: &mut Report) {
                 if !report.wants(&id) {
                     continue;
                 }
-                let Some((tensors, _)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng) else {
+                let Some((tensors, _)) = lay_out(&inputs, &keep_last(case), &kinds, &mut rng, harness::CPU)
+                else {
                     continue;
                 };
                 // None of these layouts changes the values.
                 let Some(want) =
                     want.get_or_insert_with(|| reference::expected(case.op.as_any(), &inputs)).as_ref()
                 else {
-                    report.check(&id, Err("has no reference in tests/reference".to_owned()));
+                    report.check(&id, Err("has no reference in src/selftest/reference".to_owned()));
                     continue;
                 };
                 let outcome = run_and_compare(&*case.op, &tensors, want, tolerance);
@@ -408,7 +275,7 @@ fn refusals_of_an_op(subject: &Subject, report: &mut Report) {
         for other in [DType::F64, DType::BF16, DType::I64].into_iter().filter(|d| *d != dtype) {
             let id = format!("{}:{number}:{dtype}:Refuses{i}{other}", subject.name);
             let mut tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
-            tensors[i] = tensor(&inputs[i].data, &inputs[i].shape, other);
+            tensors[i] = tensor(&inputs[i].data, &inputs[i].shape, other, harness::CPU);
             let args: Vec<&Tensor> = tensors.iter().collect();
             let outcome = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.op.run(&args)))
             {

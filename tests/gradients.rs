@@ -3,7 +3,6 @@
 //! inputs. An op without a gradient is on a list with the reason.
 
 mod harness;
-mod reference;
 
 use std::panic::AssertUnwindSafe;
 
@@ -191,7 +190,7 @@ fn gradients(case: &AnyCase, inputs: &[Value]) -> Result<Vec<Tensor>> {
     let outs = case.op.run(&all.iter().collect::<Vec<_>>())?;
     let Some(out) = outs.iter().find(|t| t.requires_grad()) else { return Ok(Vec::new()) };
     let seed: Vec<f64> = (0..out.numel()).map(|i| [1.0, -0.5, 0.25, 2.0][i % 4]).collect();
-    let grads = backward_from(out, &harness::tensor(&seed, out.dims(), out.dtype()))?;
+    let grads = backward_from(out, &harness::tensor(&seed, out.dims(), out.dtype(), harness::CPU))?;
     let missing = || Error::internal("an input got no gradient");
     leaves.iter().map(|leaf| grads.get(leaf).cloned().ok_or_else(missing)).collect()
 }

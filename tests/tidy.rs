@@ -44,7 +44,7 @@ fn level(module: &str) -> Option<u32> {
         "autograd" => 5,
         "nn" | "optim" | "dist" | "data" | "io" => 6,
         "train" => 7,
-        "bench" => 8,
+        "bench" | "selftest" => 8,
         "cli" => 9,
         _ => return None,
     })

@@ -14,6 +14,7 @@ mod interrupt;
 mod output;
 mod progress;
 mod resume;
+mod selftest;
 mod settings;
 mod train;
 
@@ -78,6 +79,7 @@ enum Command {
     Predict(answer::PredictArgs),
     Info(info::InfoArgs),
     Bench(bench::BenchArgs),
+    Selftest(selftest::SelftestArgs),
     Completions(CompletionsArgs),
 }
 
@@ -111,6 +113,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Predict(args) => answer::predict(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Selftest(args) => selftest::run(args),
         Command::Completions(args) => completions(args.shell),
     };
     match outcome {

@@ -1,15 +1,17 @@
 //! The matrix product and the linear layer.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::cpu::activation::Activation;
-use warpsmith::ops;
+use crate::cpu::activation::Activation;
+use crate::ops;
 
 use super::dd::{Dd, dd};
 use super::index::at;
 use super::{Expected, Specials};
-use crate::harness::Value;
-use crate::harness::layouts::{indices, strides};
+use crate::selftest::Value;
+use crate::selftest::layouts::{indices, strides};
 
 /// Σ and Σ| | of products.
 fn dot(pairs: impl Iterator<Item = (f64, f64)>) -> (Dd, Dd) {

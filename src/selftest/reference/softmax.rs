@@ -1,13 +1,15 @@
 //! Softmax and its logarithm along one dimension, from e^x / Σ e^x.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::ops;
+use crate::ops;
 
 use super::dd::{Dd, dd};
 use super::{Expected, Specials};
-use crate::harness::Value;
-use crate::harness::layouts::strides;
+use crate::selftest::Value;
+use crate::selftest::layouts::strides;
 
 /// Calls `row` with the values of each input along `dim` and puts what it returns there.
 fn along(dim: usize, inputs: &[Value], row: impl Fn(&[Vec<Dd>]) -> Vec<(Dd, Dd)>) -> Option<Vec<Expected>> {

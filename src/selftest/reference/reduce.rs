@@ -1,13 +1,15 @@
 //! Reductions over sets of axes, and softmax along one.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::{DType, ops};
+use crate::{DType, ops};
 
 use super::dd::{Dd, dd};
 use super::{Expected, Specials};
-use crate::harness::Value;
-use crate::harness::layouts::{indices, strides};
+use crate::selftest::Value;
+use crate::selftest::layouts::{indices, strides};
 
 /// The shape of a reduction's result, and for each of its elements the positions of `x` behind it, in row-major order.
 pub fn groups(

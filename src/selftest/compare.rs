@@ -1,9 +1,11 @@
 //! Comparing an output with the reference.
 
-use warpsmith::ops::Tolerance;
-use warpsmith::{DType, Tensor};
+#![forbid(unsafe_code)]
 
-use crate::reference::{Expected, round};
+use crate::ops::Tolerance;
+use crate::{DType, Tensor};
+
+use crate::selftest::reference::{Expected, round};
 
 /// The type that sums are kept in.
 fn acc(dtype: DType) -> DType {

@@ -1,11 +1,13 @@
 //! Copies and casts.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::ops;
+use crate::ops;
 
 use super::{Expected, Specials, dd::dd};
-use crate::harness::Value;
+use crate::selftest::Value;
 
 pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     let x = inputs.first()?;

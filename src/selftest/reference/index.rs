@@ -1,13 +1,15 @@
 //! Lookup by index, concatenation and padding.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::ops;
+use crate::ops;
 
 use super::dd::{Dd, dd};
 use super::{Expected, Specials};
-use crate::harness::Value;
-use crate::harness::layouts::{indices, strides};
+use crate::selftest::Value;
+use crate::selftest::layouts::{indices, strides};
 
 /// The value of `x` at a multi-index.
 pub fn at(x: &Value, index: &[usize]) -> f64 {

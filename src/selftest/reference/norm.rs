@@ -1,12 +1,14 @@
 //! Layer norm and RMS norm: x̂ · weight + bias with x̂ = (x − mean) / √(variance + eps).
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::{DType, ops};
+use crate::{DType, ops};
 
 use super::Expected;
 use super::dd::{Dd, dd};
-use crate::harness::Value;
+use crate::selftest::Value;
 
 type Pair = (Dd, Dd);
 

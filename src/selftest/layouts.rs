@@ -1,8 +1,10 @@
 //! One tensor, seven ways to lie in memory, built with the public view functions. What lies between the elements is NaN
 //! (or the largest integer), so that reading it shows.
 
+#![forbid(unsafe_code)]
+
 use super::{Rng, Value, tensor};
-use warpsmith::{DType, Tensor};
+use crate::{DType, Device, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -59,7 +61,7 @@ pub struct Embedded {
 
 impl Embedded {
     /// The view of `base` (a tensor of the base's shape).
-    pub fn view(&self, base: &Tensor) -> warpsmith::Result<Tensor> {
+    pub fn view(&self, base: &Tensor) -> crate::Result<Tensor> {
         let mut view = base.clone();
         for (m, cut) in self.cuts.iter().enumerate() {
             view = view.slice(m as isize, cut.before, cut.end(self.shape[self.order[m]]), cut.step)?;
@@ -132,31 +134,37 @@ pub fn embedding(value: &Value, kind: Kind, filler: f64, rng: &mut Rng) -> Optio
 }
 
 /// The tensor and its values (which differ from `value` where they repeat), or `None` where the kind says nothing new.
-pub fn build(value: &Value, kind: Kind, keep_last: bool, rng: &mut Rng) -> Option<(Tensor, Value)> {
+pub fn build(
+    value: &Value,
+    kind: Kind,
+    keep_last: bool,
+    rng: &mut Rng,
+    device: Device,
+) -> Option<(Tensor, Value)> {
     let filler = garbage(value.dtype);
     match kind {
-        Kind::Contiguous => Some((value.tensor(), value.clone())),
+        Kind::Contiguous => Some((value.tensor_on(device), value.clone())),
         Kind::Misaligned => {
             let mut data = vec![filler];
             data.extend(&value.data);
             let n = value.numel();
-            let flat = tensor(&data, &[n + 1], value.dtype).narrow(0, 1, n).unwrap();
+            let flat = tensor(&data, &[n + 1], value.dtype, device).narrow(0, 1, n).unwrap();
             Some((flat.reshape(&value.shape).unwrap(), value.clone()))
         }
-        Kind::Expanded => expanded(value, keep_last, rng),
+        Kind::Expanded => expanded(value, keep_last, rng, device),
         Kind::Offset if value.shape.is_empty() => {
             let data = [filler, filler, filler, value.data[0], filler];
-            Some((tensor(&data, &[5], value.dtype).select(0, 3).unwrap(), value.clone()))
+            Some((tensor(&data, &[5], value.dtype, device).select(0, 3).unwrap(), value.clone()))
         }
         _ => {
             let embedded = embedding(value, kind, filler, rng)?;
-            Some((embedded.view(&embedded.base.tensor()).unwrap(), value.clone()))
+            Some((embedded.view(&embedded.base.tensor_on(device)).unwrap(), value.clone()))
         }
     }
 }
 
 /// Repeats the first slice along a non-empty chance choice of dimensions (not the last if `keep_last`).
-fn expanded(value: &Value, keep_last: bool, rng: &mut Rng) -> Option<(Tensor, Value)> {
+fn expanded(value: &Value, keep_last: bool, rng: &mut Rng, device: Device) -> Option<(Tensor, Value)> {
     let rank = value.shape.len();
     let mut dims: Vec<usize> =
         (0..rank).filter(|&d| value.shape[d] > 1 && !(keep_last && d + 1 == rank)).collect();
@@ -174,17 +182,24 @@ fn expanded(value: &Value, keep_last: bool, rng: &mut Rng) -> Option<(Tensor, Va
     };
     let data: Vec<f64> = indices(&small).map(|i| at(&i)).collect();
     let all: Vec<f64> = indices(&value.shape).map(|i| at(&i)).collect();
-    let t = tensor(&data, &small, value.dtype).expand(&value.shape).unwrap();
+    let t = tensor(&data, &small, value.dtype, device).expand(&value.shape).unwrap();
     Some((t, Value { data: all, ..value.clone() }))
 }
 
 /// A buffer and, `pad` elements from both its ends, a contiguous tensor of `shape` that holds `inside`; around it lies
 /// `outside`.
-pub fn framed(shape: &[usize], dtype: DType, pad: usize, inside: &[f64], outside: f64) -> (Tensor, Tensor) {
+pub fn framed(
+    shape: &[usize],
+    dtype: DType,
+    pad: usize,
+    inside: &[f64],
+    outside: f64,
+    device: Device,
+) -> (Tensor, Tensor) {
     let n: usize = shape.iter().product();
     let mut data = vec![outside; n + 2 * pad];
     data[pad..pad + n].copy_from_slice(inside);
-    let buffer = tensor(&data, &[n + 2 * pad], dtype);
+    let buffer = tensor(&data, &[n + 2 * pad], dtype, device);
     let out = buffer.narrow(0, pad, n).unwrap().reshape(shape).unwrap();
     (buffer, out)
 }

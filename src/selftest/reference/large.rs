@@ -1,11 +1,13 @@
 //! Inputs far above the sizes at which op bodies split their work over threads: `Op::cases` stays small for the gradient
 //! check.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::cpu::activation::Activation;
-use warpsmith::ops::*;
-use warpsmith::{DType, Shape};
+use crate::cpu::activation::Activation;
+use crate::ops::*;
+use crate::{DType, Shape};
 
 fn case<O: Op>(op: O, inputs: Vec<Arg>) -> Box<dyn Any> {
     Box::new(Case { op, inputs })

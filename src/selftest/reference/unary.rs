@@ -1,14 +1,16 @@
 //! Functions of one operand, element by element, and their derivatives.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::DType;
-use warpsmith::cpu::activation::{Activation, Reads};
-use warpsmith::ops::*;
+use crate::DType;
+use crate::cpu::activation::{Activation, Reads};
+use crate::ops::*;
 
 use super::dd::{Dd, dd, sqrt_2_over_pi};
 use super::{Expected, Specials};
-use crate::harness::Value;
+use crate::selftest::Value;
 
 /// Φ(x), the standard normal distribution function, as erfc(−x / √2) / 2: exact in the relative sense in the lower tail.
 fn normal_cdf(x: Dd) -> Dd {

@@ -3,7 +3,7 @@
 //! It imports nothing of the crate but the ops' argument structs and the names of the element types. Plain loops over
 //! multi-indices; speed and layout are no concern here.
 
-#![allow(dead_code)] // Each test binary uses a part.
+#![forbid(unsafe_code)]
 
 pub mod binary;
 pub mod copy;
@@ -20,9 +20,9 @@ pub mod unary;
 
 use std::any::Any;
 
-use warpsmith::DType;
+use crate::DType;
 
-use crate::harness::Value;
+use crate::selftest::Value;
 use dd::Dd;
 
 /// What an output must be.

@@ -1,14 +1,16 @@
 //! Functions of two operands with broadcasting, their derivatives, comparisons, choice by a mask, and dropout.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::DType;
-use warpsmith::ops::*;
+use crate::DType;
+use crate::ops::*;
 
 use super::dd::{Dd, dd};
 use super::{Expected, Specials};
-use crate::harness::Value;
-use crate::harness::layouts::{indices, strides};
+use crate::selftest::Value;
+use crate::selftest::layouts::{indices, strides};
 
 /// The shape that shapes broadcast to.
 fn common(inputs: &[Value]) -> Vec<usize> {

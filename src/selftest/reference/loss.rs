@@ -1,17 +1,19 @@
 //! Losses and their gradients. Scales: the magnitudes of the terms of the formula, and where an exponential or a logarithm
 //! magnifies the rounding of its argument, that argument's size.
 
+#![forbid(unsafe_code)]
+
 use std::any::Any;
 
-use warpsmith::DType;
-use warpsmith::ops::Reduction;
-use warpsmith::ops::loss::*;
+use crate::DType;
+use crate::ops::Reduction;
+use crate::ops::loss::*;
 
 use super::binary::broadcast;
 use super::dd::{Dd, dd};
 use super::softmax::{log_scale, stats};
 use super::{Expected, Specials};
-use crate::harness::Value;
+use crate::selftest::Value;
 
 /// A value and its scale.
 type Pair = (Dd, Dd);

@@ -1,6 +1,8 @@
 //! Rounding to the element types and units in the last place, from the formats' definitions alone.
 
-use warpsmith::DType;
+#![forbid(unsafe_code)]
+
+use crate::DType;
 
 /// Bits of the significand (the hidden one included) and the smallest and largest exponent of normal numbers.
 fn format(dtype: DType) -> Option<(i32, i32, i32)> {

@@ -4,6 +4,8 @@
 //! Algorithms: Dekker's and Knuth's error-free sums and products; functions from their series. Infinities and NaN go
 //! through as IEEE says, carried by `hi` alone.
 
+#![forbid(unsafe_code)]
+
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// `hi + lo`, with `|lo|` at most half a unit in the last place of `hi`.

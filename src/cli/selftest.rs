@@ -1,0 +1,169 @@
+//! `warpsmith selftest`: every op's cases on a device, against a reference in higher precision.
+
+#![forbid(unsafe_code)]
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{self, Log};
+use crate::selftest::{self, Options, Report};
+use crate::{Device, Error, ErrorKind, Result};
+
+/// Run every op's test cases on a device and compare with a reference in higher precision.
+///
+/// For each failure a line is printed that replays it; the exit code is then 1.
+#[derive(Args)]
+#[command(after_help = format!("\
+Examples:
+  warpsmith selftest
+  warpsmith selftest --device cuda --json
+  warpsmith selftest --device cuda --filter softmax
+  warpsmith selftest --device cuda --case softmax:3:bf16:Strided
+
+{}", super::EXIT_CODES))]
+pub(super) struct SelftestArgs {
+    /// auto, cpu or cuda[:N]
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Only ops whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Only this case, or all that begin so
+    #[arg(long, value_name = "OP:CASE:DTYPE:LAYOUT")]
+    case: Option<String>,
+    /// Decides the layouts that each case is tried in
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Simulator: one random schedule, or all of them
+    #[cfg(feature = "sim")]
+    #[arg(long, value_enum, default_value = "one")]
+    schedules: Schedules,
+    /// Simulator: without the race and address checks, about ten times faster
+    #[cfg(feature = "sim")]
+    #[arg(long)]
+    unchecked: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// No progress and no notes
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Under how many schedules the simulator runs each case.
+#[cfg(feature = "sim")]
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Schedules {
+    /// A random one
+    One,
+    /// Forward, reverse, random, and by priorities
+    All,
+}
+
+/// A way to open the device, and how to name it in a line that replays a failure.
+type Opener = (String, Box<dyn FnMut() -> Result<Device>>);
+
+#[cfg(feature = "sim")]
+fn openers(args: &SelftestArgs) -> Result<Vec<Opener>> {
+    use crate::device::sim::{Order, SimOptions, Timing};
+    if args.device != "sim" {
+        return opener(args);
+    }
+    let all = [
+        (Order::Random, Timing::Random),
+        (Order::Forward, Timing::Earliest),
+        (Order::Reverse, Timing::Latest),
+        (Order::Pct, Timing::Latest),
+    ];
+    let count = if args.schedules == Schedules::All { all.len() } else { 1 };
+    let open = |(order, timing): (Order, Timing)| -> Opener {
+        let options =
+            SimOptions { order, timing, seed: args.seed, checked: !args.unchecked, ..SimOptions::default() };
+        (format!("{order:?}, {timing:?}"), Box::new(move || Ok(Device::sim_with(options.clone()))))
+    };
+    Ok(all[..count].iter().copied().map(open).collect())
+}
+
+#[cfg(not(feature = "sim"))]
+fn openers(args: &SelftestArgs) -> Result<Vec<Opener>> {
+    opener(args)
+}
+
+fn opener(args: &SelftestArgs) -> Result<Vec<Opener>> {
+    let device = super::open_device(Some(&args.device), &Log { quiet: args.quiet })?;
+    Ok(vec![(String::new(), Box::new(move || Ok(device)))])
+}
+
+/// Runs the command.
+pub(super) fn run(args: SelftestArgs) -> Result<()> {
+    let log = Log { quiet: args.quiet };
+    let (mut total, mut ops) = (Report::default(), 0);
+    for (schedule, mut open) in openers(&args)? {
+        if !schedule.is_empty() {
+            log.note(&format!("schedule: {schedule}"));
+        }
+        let report = selftest::run(Options {
+            device: &mut open,
+            filter: args.filter.clone(),
+            case: args.case.clone(),
+            seed: args.seed,
+            progress: &mut |name, number, total| {
+                if number % 20 == 0 {
+                    log.note(&format!("op {number} of {total}: {name}"));
+                }
+            },
+        })?;
+        ops = ops.max(report.ops);
+        total.cases += report.cases;
+        total.passed += report.passed;
+        total.skipped += report.skipped;
+        total.unsupported += report.unsupported;
+        total.failures.extend(report.failures);
+    }
+    total.ops = ops;
+    print(&args, &total)?;
+    match total.failures.len() {
+        0 => Ok(()),
+        n => Err(Error::new(ErrorKind::Diverged, format!("{n} of {} cases failed", total.cases))),
+    }
+}
+
+fn replay(args: &SelftestArgs, case: &str) -> String {
+    format!("warpsmith selftest --device {} --case '{case}' --seed {}", args.device, args.seed)
+}
+
+fn print(args: &SelftestArgs, report: &Report) -> Result<()> {
+    if args.json {
+        let failures: Vec<_> = report
+            .failures
+            .iter()
+            .map(|f| json!({ "case": f.case, "why": f.why, "replay": replay(args, &f.case) }))
+            .collect();
+        return output::json_to_stdout(&json!({
+            "device": args.device,
+            "seed": args.seed,
+            "ops": report.ops,
+            "cases": report.cases,
+            "passed": report.passed,
+            "failed": report.failures.len(),
+            "skipped": report.skipped,
+            "unsupported": report.unsupported,
+            "failures": failures,
+        }));
+    }
+    output::to_stdout(|o| {
+        for f in &report.failures {
+            writeln!(o, "{}: {}\n    again: {}", f.case, f.why, replay(args, &f.case))?;
+        }
+        writeln!(
+            o,
+            "{} ops, {} cases: {} passed, {} failed; {} unsupported, {} skipped",
+            report.ops,
+            output::thousands(report.cases as u64),
+            output::thousands(report.passed as u64),
+            report.failures.len(),
+            output::thousands(report.unsupported as u64),
+            report.skipped
+        )
+    })
+}
