@@ -107,13 +107,16 @@ impl FromStr for Device {
     type Err = Error;
 
     /// Reads `auto`, `cpu`, `cuda` or `cuda:N`, and opens the device; `auto` is the fastest that can be opened. Builds
-    /// with the feature `sim` also know `sim`.
+    /// with the feature `sim` also know `sim` and
+    /// `sim:OPTIONS` (see `SimOptions`).
     fn from_str(text: &str) -> Result<Device> {
         match text {
             "auto" | "cpu" => Ok(Device::Cpu),
             "cuda" => Device::cuda(0),
             #[cfg(feature = "sim")]
             "sim" => Ok(Device::sim()),
+            #[cfg(feature = "sim")]
+            _ if text.starts_with("sim:") => Ok(Device::sim_with(text["sim:".len()..].parse()?)),
             _ => match text.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(index)) => Device::cuda(index),
                 _ => Err(Error::argument(format!(

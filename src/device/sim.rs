@@ -7,6 +7,7 @@
 use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int};
+use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -71,6 +72,33 @@ impl Default for SimOptions {
             fail_allocation: None,
             fail_launch: None,
         }
+    }
+}
+
+impl FromStr for SimOptions {
+    type Err = Error;
+
+    /// Reads what follows `sim:`: any of `forward`, `reverse`, `random`, `pct`, `checked`, `seed=N`, `memory=BYTES`,
+    /// `fail-allocation=N`, `fail-launch=N`, separated by commas. `reverse` and `pct` finish asynchronous operations as
+    /// late as they may, `random` by chance.
+    fn from_str(text: &str) -> Result<SimOptions> {
+        let mut options = SimOptions::default();
+        for word in text.split(',') {
+            let (name, value) = word.split_once('=').map_or((word, None), |(n, v)| (n, v.parse().ok()));
+            match (name, value) {
+                ("forward", None) => (options.order, options.timing) = (Order::Forward, Timing::Earliest),
+                ("reverse", None) => (options.order, options.timing) = (Order::Reverse, Timing::Latest),
+                ("random", None) => (options.order, options.timing) = (Order::Random, Timing::Random),
+                ("pct", None) => (options.order, options.timing) = (Order::Pct, Timing::Latest),
+                ("checked", None) => options.checked = true,
+                ("seed", Some(n)) => options.seed = n,
+                ("memory", Some(n)) => options.memory = n,
+                ("fail-allocation", Some(n)) => options.fail_allocation = Some(n),
+                ("fail-launch", Some(n)) => options.fail_launch = Some(n),
+                _ => return Err(Error::argument(format!("unknown option {word:?} of the simulator"))),
+            }
+        }
+        Ok(options)
     }
 }
 
