@@ -1,0 +1,84 @@
+//! What the other modules share: files below a folder, a content hash, writing only what changed, running jobs in parallel.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// All files below `dir` with one of these extensions, sorted.
+pub fn below(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+    let (mut found, mut stack) = (Vec::new(), vec![dir.to_path_buf()]);
+    while let Some(dir) = stack.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                stack.push(path);
+            } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// 128 bits of two FNV-1a sums: names a cache entry, without a dependency.
+#[derive(Clone)]
+pub struct Hash(u64, u64);
+
+impl Hash {
+    pub fn new() -> Hash {
+        Hash(0xcbf2_9ce4_8422_2325, 0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// Adds a piece; its length counts, so that pieces cannot run into each other.
+    pub fn add(mut self, piece: impl AsRef<[u8]>) -> Hash {
+        let piece = piece.as_ref();
+        for byte in (piece.len() as u64).to_le_bytes().iter().chain(piece) {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+            self.1 = (self.1.rotate_left(5) ^ u64::from(*byte)).wrapping_mul(0x517c_c1b7_2722_0a95);
+        }
+        self
+    }
+
+    /// Adds files by name and content.
+    pub fn add_files(self, root: &Path, files: &[PathBuf]) -> Hash {
+        files.iter().fold(self, |hash, file| {
+            let name = file.strip_prefix(root).unwrap_or(file).to_string_lossy().into_owned();
+            hash.add(name).add(std::fs::read(file).unwrap_or_default())
+        })
+    }
+
+    pub fn text(&self) -> String {
+        format!("{:016x}{:016x}", self.0, self.1)
+    }
+}
+
+/// Writes only what changed, so that nothing downstream is built again for nothing.
+pub fn write(to: &Path, text: impl AsRef<[u8]>) -> Result<(), String> {
+    if std::fs::read(to).is_ok_and(|old| old == text.as_ref()) {
+        return Ok(());
+    }
+    std::fs::write(to, text).map_err(|e| format!("{}: {e}", to.display()))
+}
+
+/// Runs `work` on all items, as many at a time as cargo allows; the results in order.
+pub fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse::<usize>().ok()).unwrap_or(2);
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, items.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(i) else { break };
+                    let result = work(item);
+                    results.lock().expect("no worker panics").push((i, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().expect("no worker panics");
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, r)| r).collect()
+}
