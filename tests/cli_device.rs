@@ -26,9 +26,16 @@ fn training_on_the_simulator_reports_like_the_cpu() {
     assert!(model("sim") == model("again"), "the second run made another model");
     // What was trained there answers here, and the other way round.
     let rows = place.path().join("rows.csv");
-    std::fs::write(&rows, (0..3).map(|r| vec![format!("{}", r * 5); 64].join(",") + "\n").collect::<String>()).unwrap();
-    let answers = |device: &str| place.ok(&format!("predict --model sim --input rows.csv --device {device} --quiet")).stdout;
-    let classes = |text: String| text.lines().map(|l| l.split(',').next().unwrap().to_owned()).collect::<Vec<_>>();
+    std::fs::write(
+        &rows,
+        (0..3).map(|r| vec![format!("{}", r * 5); 64].join(",") + "\n").collect::<String>(),
+    )
+    .unwrap();
+    let answers = |device: &str| {
+        place.ok(&format!("predict --model sim --input rows.csv --device {device} --quiet")).stdout
+    };
+    let classes =
+        |text: String| text.lines().map(|l| l.split(',').next().unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(classes(answers("cpu")), classes(answers("sim")));
 }
 

@@ -56,7 +56,7 @@ pub fn run(mut options: Options<'_>) -> Result<Report> {
     let mut report = Report::default();
     let all = subjects();
     let total = all.len();
-    let mut device = (options.device)()?;
+    let mut device = open(&mut options)?;
     for (number, subject) in all.iter().enumerate() {
         let named = options.filter.as_ref().is_none_or(|f| subject.name.contains(f.as_str()));
         if !named || !wants(&options, subject.name) {
@@ -132,12 +132,17 @@ fn one_case(
         };
         // An error is looked at for its kind before it becomes text.
         let got = guarded(|| Ok(case.op.run(&tensors.iter().collect::<Vec<_>>())));
-        match got {
-            Ok(Err(e)) if e.kind() == ErrorKind::Unsupported => report.unsupported += 1,
-            Ok(Err(e)) => fail(report, id, format!("error: {e}")),
-            Ok(Ok(got)) => judge(report, id, compare_outputs(&got, &want, subject.tolerance)),
-            Err(why) => fail(report, id, why),
-        }
+        let outcome = match got {
+            Ok(Err(e)) if e.kind() == ErrorKind::Unsupported => {
+                report.unsupported += 1;
+                continue;
+            }
+            Ok(Err(e)) => Err(format!("error: {e}")),
+            Ok(Ok(got)) => compare_outputs(&got, &want, subject.tolerance),
+            Err(why) => Err(why),
+        };
+        drop(tensors);
+        judge(report, id, settled(outcome, *device));
     }
     memory(options, report, device, (subject, case, &inputs, &prefix))
 }
@@ -170,15 +175,30 @@ fn memory(
             }
             _ => continue,
         };
-        judge(report, id, outcome);
+        drop((tensors, fresh));
+        judge(report, id, settled(outcome, *device));
     }
     Ok(())
+}
+
+/// What a case found, or what the device says of it once its memory has been given back.
+fn settled(outcome: std::result::Result<(), String>, device: Device) -> std::result::Result<(), String> {
+    outcome.and_then(|()| device.synchronize().map_err(|e| e.to_string()))
+}
+
+/// Opens a device, with its memory poisoned and between red zones.
+fn open(options: &mut Options<'_>) -> Result<Device> {
+    let device = (options.device)()?;
+    if let Some(stream) = device.stream() {
+        stream.pool().set_debug(true);
+    }
+    Ok(device)
 }
 
 /// Another device if this one is no longer usable.
 fn renew(options: &mut Options<'_>, device: &mut Device) -> Result<()> {
     if device.stream().is_some_and(|s| s.is_poisoned()) {
-        *device = (options.device)()?;
+        *device = open(options)?;
     }
     Ok(())
 }
