@@ -66,8 +66,12 @@ extern const sim::Entry* const sim_checked_tables[];
 
 // ---- what a kernel sees ----
 // A place in the source. As a default argument it is the caller's.
-struct SimSite { const char* file; uint32_t line; };
-#define SIM_HERE SimSite{__builtin_FILE(), __builtin_LINE()}
+struct SimSite {
+    const char* file;
+    uint32_t line;
+    static constexpr SimSite here(const char* file = __builtin_FILE(), uint32_t line = __builtin_LINE()) { return {file, line}; }
+};
+#define SIM_HERE SimSite::here()
 #define SIM_INLINE [[maybe_unused]] static inline __attribute__((always_inline))
 
 namespace sim {
