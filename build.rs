@@ -79,19 +79,23 @@ fn read(root: &Path) -> Result<Vec<Unit>, String> {
     for file in files {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        // The stem is part of names in C++ and in Rust.
+        let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if !stem.starts_with(|c: char| c.is_ascii_lowercase()) || !stem.chars().all(letters) {
+            return Err(format!("kernels/{stem}.cu: name the file in lower case, digits and underscores"));
+        }
         let unit = parse::unit(&stem, &text);
         units.push(unit.map_err(|e| format!("kernels/{stem}.cu:{}:{}: {}", e.line, e.column, e.what))?);
     }
+    // The simulator and the drivers find an instance by its symbol.
     let mut seen = std::collections::BTreeMap::new();
     for unit in &units {
         for kernel in &unit.kernels {
-            if let Some(first) = seen.insert(kernel.name.clone(), unit.path()) {
-                return Err(format!(
-                    "{}:{}:1: kernel {} is declared in {first} too",
-                    unit.path(),
-                    kernel.line,
-                    kernel.name
-                ));
+            for symbol in kernel.instances().iter().map(|i| kernel.symbol(i)) {
+                let place = format!("{}:{}", unit.path(), kernel.line);
+                if let Some(first) = seen.insert(symbol.clone(), place.clone()) {
+                    return Err(format!("{place}:1: an instance {symbol} is declared at {first} too"));
+                }
             }
         }
     }
@@ -105,11 +109,11 @@ fn fatbins(root: &Path, out: &Path, target: &Path, cache: &Path, units: &[Unit])
     if std::env::var_os("DOCS_RS").is_none() {
         let toolkit = target.join("cuda-toolkit");
         watch(&target.join("cuda-toolkit-stamp"));
-        match nvcc::find(&toolkit).map(nvcc::Nvcc::new) {
+        match nvcc::find(&toolkit).map(|path| nvcc::Nvcc::new(path, cache)) {
             None => println!(
                 "cargo::warning=no nvcc found: built without GPU kernels (scripts/get-nvcc.sh installs one)"
             ),
-            Some(Err(e)) => println!("cargo::warning=nvcc cannot be used: built without GPU kernels ({e})"),
+            Some(Err(e)) => println!("cargo::warning=built without GPU kernels: {e}"),
             Some(Ok(found)) => {
                 let only = std::env::var("WARPSMITH_CUDA_ARCHS").ok();
                 built = nvcc::build(&found, root, &out.join("gen"), cache, units, only.as_deref())?;

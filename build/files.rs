@@ -61,6 +61,27 @@ pub fn write(to: &Path, text: impl AsRef<[u8]>) -> Result<(), String> {
     std::fs::write(to, text).map_err(|e| format!("{}: {e}", to.display()))
 }
 
+/// Versions of a file that the cache keeps besides those in use, so that going back and forth between two costs nothing.
+const KEPT: usize = 8;
+
+/// Removes what is older, of each `STEM-HASH.EXTENSION` in the cache.
+pub fn prune(cache: &Path, used: &[PathBuf]) {
+    let mut versions = std::collections::BTreeMap::<(String, String), Vec<_>>::new();
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let (Ok(meta), false) = (entry.metadata(), used.contains(&entry.path())) else { continue };
+        let (Ok(modified), Some((stem, hash))) = (meta.modified(), name.rsplit_once('-')) else { continue };
+        let extension = hash.split_once('.').map_or("", |(_, e)| e);
+        versions.entry((stem.into(), extension.into())).or_default().push((modified, entry.path()));
+    }
+    for mut files in versions.into_values() {
+        files.sort();
+        for (_, file) in files.iter().rev().skip(KEPT) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
 /// Runs `work` on all items, as many at a time as cargo allows; the results in order.
 pub fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse::<usize>().ok()).unwrap_or(2);

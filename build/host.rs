@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::decl::Unit;
 use crate::emit;
-use crate::files::{Hash, below, parallel, write};
+use crate::files::{Hash, below, parallel, prune, write};
 
 const COMMON: [&str; 6] =
     ["-std=c++20", "-ffp-contract=off", "-Wno-psabi", "-g1", "-fPIC", "-fno-omit-frame-pointer"];
@@ -62,14 +62,16 @@ pub fn build(root: &Path, out: &Path, cache: &Path, units: &[Unit]) -> Result<()
         return Err(failed.join("\n"));
     }
 
+    let objects: Vec<PathBuf> = jobs.iter().map(|j| j.object.clone()).collect();
+    prune(cache, &objects);
+
     let library = out.join("libwarpsmith_sim.a");
-    let list: Vec<String> = jobs.iter().map(|j| j.object.display().to_string()).collect();
+    let list: Vec<String> = objects.iter().map(|o| o.display().to_string()).collect();
     let (stamp, list) = (out.join("sim-objects.txt"), list.join("\n"));
-    if !library.is_file() || std::fs::read_to_string(&stamp).is_ok_and(|old| old != list) || !stamp.is_file()
-    {
+    if !library.is_file() || std::fs::read_to_string(&stamp).ok().as_ref() != Some(&list) {
         let _ = std::fs::remove_file(&library);
         let mut archiver = cc::Build::new().try_get_archiver().map_err(|e| e.to_string())?;
-        run(archiver.arg("crs").arg(&library).args(jobs.iter().map(|j| &j.object)))?;
+        run(archiver.arg("crs").arg(&library).args(&objects))?;
         write(&stamp, &list)?;
     }
     println!("cargo::rustc-link-search=native={}", out.display());

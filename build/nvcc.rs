@@ -5,17 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::decl::{Arch, Unit};
-use crate::files::{Hash, below, parallel};
+use crate::files::{Hash, below, parallel, prune};
 
-const FLAGS: [&str; 7] = [
-    "-std=c++17",
-    "-O3",
-    "-fmad=false",
-    "--compress-mode=size",
-    "-Xptxas=-v,-warn-spills,-warn-lmem-usage",
-    "-Werror=cross-execution-space-call",
-    "-fatbin",
-];
+const FLAGS: [&str; 5] =
+    ["-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v,-warn-spills,-warn-lmem-usage", "-fatbin"];
+/// The oldest version that compiles the kernels, and the oldest that knows how to compress for size.
+const OLDEST: (u32, u32) = (12, 0);
+const COMPRESSES: (u32, u32) = (12, 8);
 
 /// A usable nvcc.
 pub struct Nvcc {
@@ -23,6 +19,12 @@ pub struct Nvcc {
     /// Such as `13.0.88`.
     pub version: String,
     codes: Vec<String>,
+    compresses: bool,
+}
+
+/// Where nvcc looks for its host compiler.
+fn host_path() -> Vec<u8> {
+    std::env::var_os("PATH").unwrap_or_default().as_encoded_bytes().to_vec()
 }
 
 /// The places that are looked at, in order: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, `/usr/local/cuda`, and `toolkit`, which
@@ -40,20 +42,46 @@ pub fn find(toolkit: &Path) -> Option<PathBuf> {
 }
 
 impl Nvcc {
-    /// Asks it what it is.
-    pub fn new(path: PathBuf) -> Result<Nvcc, String> {
-        let ask = |argument: &str| {
-            let output = Command::new(&path).arg(argument).output();
-            let output = output.map_err(|e| format!("{}: {e}", path.display()))?;
-            Ok::<String, String>(String::from_utf8_lossy(&output.stdout).into_owned())
+    /// Asks it what it is, and has it compile an empty kernel once, so that a toolkit that cannot be used here (without a
+    /// host compiler, or with one that it refuses) is no obstacle to a build without kernels.
+    pub fn new(path: PathBuf, cache: &Path) -> Result<Nvcc, String> {
+        let run = |command: &mut Command| -> Result<String, String> {
+            let output = command.output().map_err(|e| format!("{}: {e}", path.display()))?;
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            if output.status.success() {
+                return Ok(text(&output.stdout));
+            }
+            let said = text(&output.stderr) + &text(&output.stdout);
+            let line = said.lines().find(|l| !l.trim().is_empty()).unwrap_or("it fails");
+            Err(format!("{}: {}", path.display(), line.trim()))
         };
-        let said = ask("--version")?;
+        let said = run(Command::new(&path).arg("--version"))?;
         let version = said.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
         let Some(version) = version.map(str::to_owned) else {
             return Err(format!("{} does not say its version", path.display()));
         };
-        let codes = ask("--list-gpu-code")?.split_whitespace().map(str::to_owned).collect();
-        Ok(Nvcc { path, version, codes })
+        let mut parts = version.split('.').map(|n| n.parse().unwrap_or(0));
+        let number = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if number < OLDEST {
+            return Err(format!("nvcc {version} is older than {}.{}", OLDEST.0, OLDEST.1));
+        }
+        let identity = Hash::new().add(path.as_os_str().as_encoded_bytes()).add(&said).add(host_path());
+        let works = cache.join(format!("nvcc-{}.ok", identity.text()));
+        if !works.is_file() {
+            let trial = cache.join(format!("nvcc-{}.cu", std::process::id()));
+            let object = trial.with_extension("trial");
+            let empty = "extern \"C\" __global__ void empty() {}\n";
+            std::fs::write(&trial, empty).map_err(|e| format!("{}: {e}", trial.display()))?;
+            let result =
+                run(Command::new(&path).args(["-std=c++17", "-fatbin"]).arg(&trial).arg("-o").arg(&object));
+            let _ = std::fs::remove_file(&trial);
+            let _ = std::fs::remove_file(&object);
+            result?;
+            let _ = std::fs::write(&works, &version);
+        }
+        let codes = run(Command::new(&path).arg("--list-gpu-code"))?;
+        let codes = codes.split_whitespace().map(str::to_owned).collect();
+        Ok(Nvcc { path, version, codes, compresses: number >= COMPRESSES })
     }
 
     /// Whether it compiles for this architecture. A suffix is not listed by every version that knows it.
@@ -92,6 +120,11 @@ pub fn build(
     only: Option<&str>,
 ) -> Result<Vec<Built>, String> {
     let wanted: Option<Vec<&str>> = only.map(|o| o.split([' ', ',']).filter(|w| !w.is_empty()).collect());
+    if let Some(odd) = wanted.iter().flatten().find(|w| Arch::parse(w).is_none()) {
+        return Err(format!(
+            "WARPSMITH_CUDA_ARCHS: no architecture `{odd}`; write them as in `80 90a ptx80`"
+        ));
+    }
     let common = Hash::new()
         .add(format!("1 {} {}", nvcc.version, FLAGS.join(" ")))
         .add_files(root, &below(&root.join("kernels"), &["cuh"]));
@@ -138,7 +171,13 @@ pub fn build(
             Err::<_, String>(e) => failed.push(e),
         }
     }
-    if failed.is_empty() { Ok(built) } else { Err(failed.join("\n")) }
+    if !failed.is_empty() {
+        return Err(failed.join("\n"));
+    }
+    let used: Vec<PathBuf> =
+        built.iter().flat_map(|b| [b.fatbin.clone(), b.fatbin.with_extension("log")]).collect();
+    prune(cache, &used);
+    Ok(built)
 }
 
 /// One call of nvcc. The fatbin gets its name when it is complete and what ptxas said is in order.
@@ -153,12 +192,11 @@ fn compile(
 ) -> Result<(), String> {
     let unfinished = fatbin.with_extension(format!("{}.tmp", std::process::id()));
     let mut command = Command::new(&nvcc.path);
-    command.current_dir(root).args(FLAGS).arg(format!("--threads={threads}")).args([
-        "-I.",
-        "-Ikernels",
-        "-x",
-        "cu",
-    ]);
+    command.current_dir(root).args(FLAGS).args(["-I.", "-Ikernels", "-x", "cu"]);
+    command.arg(format!("--threads={threads}"));
+    if nvcc.compresses {
+        command.arg("--compress-mode=size");
+    }
     for arch in archs {
         let kind = if arch.ptx { "compute" } else { "sm" };
         command.arg(format!("-gencode=arch=compute_{0},code={kind}_{0}", arch.name));

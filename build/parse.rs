@@ -76,6 +76,11 @@ pub fn unit(stem: &str, text: &str) -> Result<Unit> {
             }
             let mut parser = Parser { text: &code, at: offset };
             let mut kernel = parser.kernel()?;
+            if let Some(arch) =
+                kernel.arch.as_ref().filter(|a| !archs.iter().any(|b| !b.ptx && b.name == **a))
+            {
+                return fail(1, format!("arch(sm_{arch}), but line 1 does not name {arch}"));
+            }
             kernel.line = number + 1;
             kernel.doc = std::mem::take(&mut doc);
             if kernels.iter().any(|k| k.name == kernel.name) {
@@ -192,7 +197,7 @@ fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
         .map(|w| (w.as_ptr() as usize - line.as_ptr() as usize + 1, w))
 }
 
-/// A list being read of a kernel's template parameter: its keyword and the place of the keyword.
+/// Reads one declaration.
 struct Parser<'a> {
     text: &'a str,
     at: usize,

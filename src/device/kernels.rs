@@ -5,8 +5,11 @@
 //! caller brings is compared with it here. That two lengths do not fit is a bug of ours; that there is no instance for an
 //! element type is an error of kind `Unsupported`.
 
-use super::driver::{self, Grid, Range};
+use std::marker::PhantomData;
+
+use super::driver::{self, Grid, Range, TensorMap, TensorMapDesc};
 use super::launch::{Dst, Src};
+use super::stream::Stream;
 use crate::{DType, Error, Result};
 
 /// How the kernels of this build were made.
@@ -26,6 +29,7 @@ mod support {
     pub(super) use super::super::driver::{self, TensorMap};
     pub(super) use super::super::launch::{Dims, Dst, Src, Strides};
     pub(super) use super::super::stream::Stream;
+    pub(super) use super::Map;
     pub(super) use super::{Need, Operand, add, ceil_div, checked, div, grid, mul, pick_int, pick_type, sub};
     pub(super) use crate::{DType, Result};
 }
@@ -36,6 +40,34 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 pub use generated::*;
+
+/// An encoded tensor map, and the memory that it describes.
+#[derive(Clone, Copy)]
+pub struct Map<'a> {
+    encoded: TensorMap,
+    range: Range,
+    memory: PhantomData<&'a ()>,
+}
+
+impl<'a> Map<'a> {
+    /// A map over `buffer`, as `desc` says; the matrix must lie within it. The address in `desc` is set here.
+    pub fn new(stream: &Stream, buffer: Src<'a>, desc: &TensorMapDesc) -> Result<Map<'a>> {
+        let desc = TensorMapDesc { address: buffer.address(), ..*desc };
+        let [row, rows] = desc.size;
+        let before = rows.saturating_sub(1).checked_mul(desc.pitch);
+        let end = before.and_then(|b| b.checked_add(row.checked_mul(desc.element.into())?));
+        if end.is_none_or(|end| end > buffer.bytes()) {
+            let message = format!("a tensor map over {:?} in a buffer of {} bytes", desc, buffer.bytes());
+            return Err(Error::internal(message));
+        }
+        Ok(Map { encoded: stream.tensor_map(&desc)?, range: buffer.range(false), memory: PhantomData })
+    }
+
+    #[allow(dead_code, reason = "used where a kernel declares a map")]
+    fn encoded(&self) -> TensorMap {
+        self.encoded
+    }
+}
 
 /// The length that a declaration asks for.
 enum Need {
@@ -63,6 +95,11 @@ impl Operand {
 
     fn dst(name: &'static str, buffer: Option<&Dst<'_>>, want: DType, need: Need) -> Operand {
         Operand::new(name, buffer.map(|b| &**b), want, need, true)
+    }
+
+    #[allow(dead_code, reason = "as `Map::encoded`")]
+    fn map(name: &'static str, map: &Map<'_>) -> Operand {
+        Operand { name, wrong: None, want: DType::U8, len: 0, need: Need::Any, range: map.range }
     }
 
     fn new(name: &'static str, buffer: Option<&Src<'_>>, want: DType, need: Need, write: bool) -> Operand {
