@@ -151,11 +151,11 @@ fn build_rs_refuses() {
         ("80 90a", "80 sm_90a", "1:14: no architecture `sm_90a`"),
         ("80 90a ptx80", "ptx80", "1:1: line 1 must name an architecture for machine code"),
         ("80 90a ptx80", "80 80", "1:14: architecture 80 is named twice"),
-        ("types(T: f32, bf16)", "types(T: f32, f33)", "11:28: no type `f33`; there are f32"),
+        ("types(T: f32, bf16)", "types(T: f32, f33)", "11:29: no type `f33`; there are f32"),
         ("types(T: f32, bf16)", "types(T: u32, i32)", "11:24: `T` lists I32 twice"),
         ("types(T: f32, bf16)", "types(t: f32, bf16)", "11:21: `t`: a template parameter's name is in upper"),
-        ("functors(F: SHARE, Twice)", "functors(F: SHARE, Half)", "11:70: `F` lists Half twice"),
-        ("ints(VEC: 1, 4)", "ints(VEC: 1, x)", "11:98: expected an integer"),
+        ("functors(F: SHARE, Twice)", "functors(F: SHARE, Half)", "11:67: `F` lists Half twice"),
+        ("ints(VEC: 1, 4)", "ints(VEC: 1, x)", "11:95: expected an integer"),
         ("in(T, x, rows * cols)", "in(U, x, rows * cols)", "12:11: `U` needs types(U: ...) before it"),
         ("in(T, x, rows * cols)", "in(F, x, rows * cols)", "12:11: `F` is no element type"),
         ("in(T, x, rows * cols)", "in(T, x, rows * colz)", "12:17: `colz` is no integer val"),
@@ -168,24 +168,24 @@ fn build_rs_refuses() {
             "opt_in(S, mask, rows)",
             "11:8: no buffer of kernel drift that is always present",
         ),
-        ("val(f32, eps)", "val(bf16, eps)", "13:57: pass a bf16 by value as f32"),
-        ("val(f32, eps)", "valu(f32, eps)", "13:53: no item `valu`; there are types functors"),
-        ("val(f32, eps)", "val(f32, cols)", "13:62: `cols` is declared twice"),
+        ("val(f32, eps)", "val(bf16, eps)", "13:61: pass a bf16 by value as f32"),
+        ("val(f32, eps)", "valu(f32, eps)", "13:57: no item `valu`; there are types functors"),
+        ("val(f32, eps)", "val(f32, cols)", "13:66: `cols` is declared twice"),
         (
             "val(f32, eps)",
             "val(f32, eps), arch(sm_100a)",
             "11:1: arch(sm_100a), but line 1 does not name 100a",
         ),
-        ("val(f32, eps)", "val(f32, eps), arch(90a)", "13:72: expected an architecture"),
+        ("val(f32, eps)", "val(f32, eps), arch(90a)", "13:77: expected an architecture"),
         (&launch[..20], "launch(grid = (min(co", "14:23: no function `min` here"),
-        ("block = 256,", "block = (256, 8),", "14:74: a block has at most 1024 threads"),
-        ("block = 256,", "block = rows,", "14:74: a block's sides are integers"),
+        ("block = 256,", "block = (256, 8),", "14:65: a block has at most 1024 threads"),
+        ("block = 256,", "block = rows,", "14:65: a block's sides are integers"),
         (
             ",\n       launch(grid = (ceil_div(cols, 256 * VEC), rows), block = 256, shared = 0)",
             "",
             "11:8: kernel drift has no launch",
         ),
-        ("shared = 0)) {", "shared = 0));", "14:89: the body `{` must follow"),
+        ("shared = 0)) {", "shared = 0));", "14:82: the body `{` must follow"),
         ("SHARED(f32[256], part)", "__shared__ f32 part[256]", "15:5: no __shared__ here: write SHARED"),
         ("part[threadIdx.x] = eps;", "asm(\"\");", "17:5: no asm here: a primitive belongs"),
         ("SHARE(Half", "__global__ void own() {}\nSHARE(Half", "7:1: no __global__ here: declare"),
@@ -349,5 +349,5 @@ fn without_nvcc_a_second_build_does_nothing_and_a_new_toolkit_is_noticed() {
     let broken = edited("val(f32, eps)", "val(f33, eps)");
     std::fs::write(sample.0.join("kernels/drift.cu"), broken).unwrap();
     let (ok, said) = sample.build();
-    assert!(!ok && said.contains("error: drift@0.1.0: kernels/drift.cu:13:57: no type `f33`"), "{said}");
+    assert!(!ok && said.contains("error: drift@0.1.0: kernels/drift.cu:13:61: no type `f33`"), "{said}");
 }
