@@ -54,11 +54,11 @@ enum class Access : uint8_t { Read, Write, Atomic, AsyncRead, AsyncWrite };
 // One remembered access. `block` 0: none.
 struct Mark { uint32_t block = 0, time = 0, id = 0, place = 0; };
 struct Cell {
-    Mark write, read;
+    Mark write, update, read;                        // the last of each; `update`: an atomic one
     uint32_t more = 0;                               // further reads: list number + 1
     uint32_t halves = 0;                             // cells of its halves: number of the first + 1
     uint32_t epoch = 0;                              // what it says counts in this epoch alone
-    uint8_t atomic = 0, mbarrier = 0;                // the last write was; it is an mbarrier
+    bool mbarrier = false;
 };
 
 // The cells of one piece of memory.

@@ -164,21 +164,20 @@ bool Detector::unordered(const Shadow& s, const Mark& m, const Actor& actor) con
 
 void Detector::check(const Shadow& s, const Cell& c, uintptr_t at, Access kind, const Actor& actor, u32 place) {
     if (c.mbarrier && kind != Access::Atomic) report(std::string(verb(kind)) + " " + where(s, at) + ", where an mbarrier lives", place);
-    const Mark& w = c.write;
     const auto race = [&](const char* other, const Mark& m) {
         const Mark mine{block_, actor.time, actor.id, place};
         report("race: " + name_of(mine) + " " + verb(kind) + " " + where(s, at) + ", not ordered after the " + other + " by " + name_of(m) +
                " at " + text_of(m.place), place);
     };
-    if (!w.block) {
-        if (s.shared && kind != Access::Write && kind != Access::AsyncWrite)
-            report(std::string(verb(kind)) + " " + where(s, at) + ", which nothing in this block has written", place);
-    } else {
-        if (!(kind == Access::Atomic && c.atomic) && unordered(s, w, actor)) race("write", w);
-        if ((kind == Access::AsyncRead || kind == Access::AsyncWrite) && s.shared && !published(w, actor))
-            report(std::string(verb(kind)) + " " + where(s, at) + ", written by " + name_of(w) + " at " + text_of(w.place) +
-                   " without fence_proxy_async behind it", place);
-    }
+    if (s.shared && !c.write.block && !c.update.block && kind != Access::Write && kind != Access::AsyncWrite)
+        report(std::string(verb(kind)) + " " + where(s, at) + ", which nothing in this block has written", place);
+    if (c.write.block && unordered(s, c.write, actor)) race("write", c.write);
+    if (c.update.block && kind != Access::Atomic && unordered(s, c.update, actor)) race("update", c.update);
+    if (s.shared && (kind == Access::AsyncRead || kind == Access::AsyncWrite))
+        for (const Mark* w : {&c.write, &c.update})
+            if (w->block && !published(*w, actor))
+                report(std::string(verb(kind)) + " " + where(s, at) + ", written by " + name_of(*w) + " at " + text_of(w->place) +
+                       " without fence_proxy_async behind it", place);
     if (!writes(kind)) return;
     if (c.more) {
         for (const Mark& m : pools_[s.shared].more[c.more - 1])
@@ -194,8 +193,13 @@ void Detector::remember(Shadow& s, Cell& c, Access kind, const Actor& actor, u32
         remember_read(pool_of(s), c, mark, actor);
         return;
     }
-    c.write = mark;
-    c.atomic = kind == Access::Atomic;
+    // An update leaves the write before it in place: who updates next must be ordered after that write too.
+    if (kind == Access::Atomic) {
+        c.update = mark;
+    } else {
+        c.write = mark;
+        c.update = Mark{};
+    }
     forget_reads(pool_of(s), c);
 }
 
