@@ -1,6 +1,8 @@
 // launch.cpp: the C side of sim.h: finds a kernel, checks the launch, runs its blocks.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
+#include <dlfcn.h>
 #include <numeric>
 #include <string_view>
 #include <unordered_map>
@@ -99,12 +101,36 @@ u32 grid_dim(u32 axis) { return ctx().launch.grid[axis]; }
 
 }  // namespace sim
 
+// Another library's kernels, if one was loaded.
+struct Library {
+    decltype(&sim_args_size) args_size;
+    decltype(&sim_launch) launch;
+};
+static std::atomic<const Library*> library{nullptr};
+
+int sim_load(const char* path, char* what, size_t room) {
+    void* image = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void* args_size = image ? dlsym(image, "sim_args_size") : nullptr;
+    void* launch = image ? dlsym(image, "sim_launch") : nullptr;
+    if (!args_size || !launch) {
+        std::snprintf(what, room, "%s", dlerror());
+        return SIM_CALLER_AT_FAULT;
+    }
+    // Lives as long as the process: launches may be under way.
+    library = new Library{reinterpret_cast<decltype(&sim_args_size)>(args_size), reinterpret_cast<decltype(&sim_launch)>(launch)};
+    return SIM_OK;
+}
+
 size_t sim_args_size(const char* symbol) {
+    if (const Library* other = library)
+        if (const size_t bytes = other->args_size(symbol)) return bytes;
     const auto found = sim::kernels().find(symbol);
     return found == sim::kernels().end() || !found->second.plain ? 0 : found->second.plain->args;
 }
 
 int sim_launch(const char* symbol, const void* args, size_t size, const SimLaunch* launch, char* what, size_t room) {
+    if (const Library* other = library)
+        if (other->args_size(symbol)) return other->launch(symbol, args, size, launch, what, room);
     const auto refuse = [&](const std::string& why) {
         std::snprintf(what, room, "%s: %s", symbol, why.c_str());
         return int(SIM_CALLER_AT_FAULT);

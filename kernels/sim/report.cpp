@@ -3,16 +3,18 @@
 #include <cstdio>
 #include <cstring>
 #include <dlfcn.h>
+#include <unordered_map>
 #include <unistd.h>
 
 #include "state.h"
 
 namespace sim {
 
-// From `kernels/` on where the path has it: the rest is a matter of the machine.
+// From `kernels/` or `tests/` on where the path has it: the rest is a matter of the machine.
 static std::string short_path(const char* path) {
     const char* last = nullptr;
-    for (const char* p = path; (p = std::strstr(p, "kernels/")); ++p) last = p;
+    for (const char* folder : {"kernels/", "tests/"})
+        for (const char* p = path; (p = std::strstr(p, folder)); ++p) last = std::max(last, p);
     if (last) return last;
     const char* slash = std::strrchr(path, '/');
     return slash ? slash + 1 : path;
@@ -20,8 +22,15 @@ static std::string short_path(const char* path) {
 
 std::string text(SimSite at) { return at.file ? short_path(at.file) + ":" + std::to_string(at.line) : "an unknown line"; }
 
-// The line of an instruction, by addr2line; without it the function's name and offset.
+// The line of an instruction, by addr2line; without it the function's name and offset. Kept: a process is started for each.
+static std::string find_line(const void* pc);
 std::string line_of(const void* pc) {
+    thread_local std::unordered_map<const void*, std::string> known;
+    std::string& line = known[pc];
+    if (line.empty()) line = find_line(pc);
+    return line;
+}
+static std::string find_line(const void* pc) {
     Dl_info info{};
     const char* address = static_cast<const char*>(pc) - 1;         // inside the call, not behind it
     if (!dladdr(address, &info) || !info.dli_fname) return "an unknown line";

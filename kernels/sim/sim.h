@@ -43,6 +43,10 @@ size_t sim_args_size(const char* symbol);
 // at once, which share nothing.
 int sim_launch(const char* symbol, const void* args, size_t size, const struct SimLaunch* launch, char* what, size_t room);
 
+// Takes the kernels that a shared library of the same make has in place of ours, in the whole process, from here on. For
+// tests of the tests: a library with one fault planted in a kernel must make them fail. SIM_OK, or why not in `what`.
+int sim_load(const char* library, char* what, size_t room);
+
 // Encodes a tensor map of a matrix: 128 bytes, 64-aligned, as `TensorMap` of a kernel's arguments. Sizes innermost first.
 // Checks what the driver checks.
 struct SimTensorMap {
