@@ -56,12 +56,16 @@ pub fn build(root: &Path, out: &Path, cache: &Path, units: &[Unit]) -> Result<()
     }
 
     let missing: Vec<&Job> = jobs.iter().filter(|j| !j.object.is_file()).collect();
-    let failed: Vec<String> =
-        parallel(&missing, |job| compiler.run(job)).into_iter().filter_map(Result::err).collect();
+    let mut failed = Vec::<String>::new();
+    for message in parallel(&missing, |job| compiler.run(job)).into_iter().filter_map(Result::err) {
+        // Both variants of a unit say the same of a mistake.
+        if !failed.contains(&message) {
+            failed.push(message);
+        }
+    }
     if !failed.is_empty() {
         return Err(failed.join("\n"));
     }
-
     let objects: Vec<PathBuf> = jobs.iter().map(|j| j.object.clone()).collect();
     prune(cache, &objects);
 
