@@ -1,4 +1,4 @@
-// archs: 80 86 89 90 100 120 ptx80
+// archs: 80 90 100 120 ptx80
 // elementwise.cu: functions of one and two operands and their gradients, comparisons and selection, of any layout.
 //
 // One kernel an arity, one line a function. `WIDE` chooses vectors of 16 bytes (see core/each.cuh), which the caller may

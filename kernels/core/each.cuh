@@ -1,9 +1,9 @@
 // each.cuh: the loop of all elementwise kernels, up to three operands of any layout and one contiguous result.
 //
-// Limited by memory: one read of each operand, one write. So threads load 16 bytes at a time, several times before they
-// compute: that keeps 32 to 64 KB of each multiprocessor under way. With V > 1 an operand's innermost dimension is
-// contiguous or repeated and all rows start on a vector; with V = 1 any strides will do. Positions are divisions by the
-// sizes of merged dimensions, in 32 bits where the count allows it: some ten instructions a dimension and vector.
+// Limited by memory: one read of each operand, one write. So threads load 16 bytes at a time, eight elements before they
+// compute: that keeps 32 KB an operand of each multiprocessor under way. With V > 1 an operand's innermost dimension is
+// contiguous or repeated and all rows start on a vector; with V = 1 any strides will do. Positions are 32-bit divisions by
+// the sizes of merged dimensions.
 #pragma once
 #include "convert.cuh"
 #include "layout.cuh"
@@ -23,20 +23,22 @@ template <class T> struct Operand {
 
 struct Places { i64 a, b, c; };
 
-// The positions of element number `index` under three layouts of one shape. (The division compiles to 32 bits with a way
-// out to 64, which only more than 2^32 elements take.)
+// The positions of element number `index` under three layouts of one shape. Only a shape of one dimension may have more
+// than 2^32 elements: the caller cuts others into several launches.
 WS_FN Places places(u64 index, const Dims& dims, const Strides& a, const Strides& b, const Strides& c) {
+    if (dims.rank <= 1) return {i64(index) * a.by[0], i64(index) * b.by[0], i64(index) * c.by[0]};
     Places at{0, 0, 0};
+    u32 rest = u32(index);
 #pragma unroll 1
-    for (u32 k = dims.rank; k > 1; --k) {
-        const u64 next = index / dims.size[k - 1];
-        const i64 here = i64(index - next * dims.size[k - 1]);
-        at.a += here * a.by[k - 1];
-        at.b += here * b.by[k - 1];
-        at.c += here * c.by[k - 1];
-        index = next;
+    for (u32 k = dims.rank - 1; k > 0; --k) {
+        const u32 size = u32(dims.size[k]), next = rest / size;
+        const i64 here = rest - next * size;
+        at.a += here * a.by[k];
+        at.b += here * b.by[k];
+        at.c += here * c.by[k];
+        rest = next;
     }
-    return {at.a + i64(index) * a.by[0], at.b + i64(index) * b.by[0], at.c + i64(index) * c.by[0]};
+    return {at.a + i64(rest) * a.by[0], at.b + i64(rest) * b.by[0], at.c + i64(rest) * c.by[0]};
 }
 
 // `count` of V elements from `at` on: neighbours, or the same one again.
@@ -50,8 +52,12 @@ template <u32 V, class T> WS_FN Vec<T, V> fetch(const Operand<T>& operand, i64 a
     return v;
 }
 
-// y[i] = f(a[i], b[i], c[i]) for the elements of this block, or y[i] += that if `add`. f takes and gives `Work` types.
-template <u32 V, class A, class B, class C, class Y, class F>
+// What `for_each` adds with.
+struct Plus { template <class T> WS_FN T apply(T old, Work<T> value) { return narrow<T>(plus(widen(old), value)); } };
+
+// y[i] = f(a[i], b[i], c[i]) for the elements of this block, or y[i] = Sum::apply(y[i], that) if `add`. f takes and gives
+// `Work` types. y is contiguous, or lies as `c.by` says if SCATTER (there is no operand c then).
+template <u32 V, bool SCATTER = false, class Sum = Plus, class A, class B, class C, class Y, class F>
 WS_FN void for_each(const Dims& dims, u64 n, Operand<A> a, Operand<B> b, Operand<C> c, Y* y, bool add, F f) {
     constexpr u32 VECTORS = EACH_SPAN / EACH_THREADS / V;       // of a thread
     constexpr u32 GROUP = V == 1 ? 4 : V < 8 ? 8 / V : 1;       // of them under way together
@@ -63,6 +69,7 @@ WS_FN void for_each(const Dims& dims, u64 n, Operand<A> a, Operand<B> b, Operand
         Vec<A, V> as[GROUP];
         Vec<B, V> bs[GROUP];
         Vec<C, V> cs[GROUP];
+        i64 to[GROUP];
 #pragma unroll
         for (u32 k = 0; k < GROUP; ++k) {
             const u64 at = first + k * EACH_THREADS * V;
@@ -71,7 +78,8 @@ WS_FN void for_each(const Dims& dims, u64 n, Operand<A> a, Operand<B> b, Operand
             const Places p = places(at, dims, a.by, b.by, c.by);
             as[k] = fetch<V>(a, p.a, same_a, count);
             bs[k] = fetch<V>(b, p.b, same_b, count);
-            cs[k] = fetch<V>(c, p.c, same_c, count);
+            if (!SCATTER) cs[k] = fetch<V>(c, p.c, same_c, count);
+            to[k] = SCATTER ? p.c : i64(at);
         }
 #pragma unroll
         for (u32 k = 0; k < GROUP; ++k) {
@@ -79,17 +87,17 @@ WS_FN void for_each(const Dims& dims, u64 n, Operand<A> a, Operand<B> b, Operand
             if (at >= n) break;
             const u32 count = at + V <= n ? V : u32(n - at);
             Vec<Y, V> out{};
-            if (add) out = fetch<V>(Operand<Y>{y, a.by}, i64(at), false, count);
+            if (add) out = fetch<V>(Operand<Y>{y, a.by}, to[k], false, count);
 #pragma unroll
             for (u32 j = 0; j < V; ++j) {
                 const Work<Y> value = f(widen(as[k][j]), widen(bs[k][j]), widen(cs[k][j]));
-                out[j] = narrow<Y>(add ? plus(widen(out[j]), value) : value);
+                out[j] = add ? Sum::apply(out[j], value) : narrow<Y>(value);
             }
-            if (count == V) store_vec(y + at, out);
+            if (count == V) store_vec(y + to[k], out);
             else {
 #pragma unroll
                 for (u32 j = 0; j < V; ++j)
-                    if (j < count) y[at + j] = out[j];
+                    if (j < count) y[to[k] + j] = out[j];
             }
         }
     }
