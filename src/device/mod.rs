@@ -6,6 +6,7 @@
 
 pub(crate) mod copy;
 pub mod driver;
+pub(crate) mod elementwise;
 pub mod kernels;
 pub mod launch;
 pub mod pool;

@@ -9,9 +9,12 @@ use std::ops::RangeInclusive;
 
 use std::fmt::Debug;
 
+use super::gpu::{adds, elementwise, present};
 use super::unary::{Integer, by_kind, refuse, source, target};
 use super::{Arg, Case, Cases, Map, Neg, Op, Plan, SumTo, Tolerance, Values, run1};
 use crate::cpu::elementwise::{Work, apply, each2, each3};
+use crate::device::Stream;
+use crate::device::kernels::elementwise::{self as kernels, BinaryBackwardF, BinaryF, BinaryIntF};
 use crate::dtype::Real;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape};
@@ -28,6 +31,8 @@ pub trait Binary: Copy + Debug + Send + Sync + 'static {
     const SIGN: Option<f64> = None;
     /// Which of a and b the gradients of a and of b read.
     const READS: [[bool; 2]; 2];
+    /// Its kernels; without them it runs on the CPU only.
+    const KERNELS: Option<BinaryKernels> = None;
 
     /// The value at (a, b).
     fn forward<R: Real>(self, a: R, b: R) -> R;
@@ -41,6 +46,23 @@ pub trait Binary: Copy + Debug + Send + Sync + 'static {
     fn new() -> Self;
     /// Values of a and b to test with, and how exact value and gradients are.
     fn examples() -> (Values, Values, Tolerance, Tolerance);
+}
+
+/// The kernels of a [`Binary`]: lines of the tables in `kernels/elementwise.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct BinaryKernels {
+    /// The value.
+    pub forward: BinaryF,
+    /// The gradients.
+    pub backward: BinaryBackwardF,
+    /// The value at integers.
+    pub integer: Option<BinaryIntF>,
+}
+
+impl BinaryKernels {
+    fn of<F: Binary>(op: &'static str) -> Result<BinaryKernels> {
+        F::KERNELS.ok_or_else(|| Error::unsupported(op, "this function has no kernels for GPUs"))
+    }
 }
 
 /// A comparison; [`Compare`] makes it an op.
@@ -118,6 +140,22 @@ impl<F: Binary> Op for Zip<F> {
             name Self::NAME
         );
         Ok(())
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (kernel, y) = (BinaryKernels::of::<F>(Self::NAME)?, &mut outputs[0]);
+        let (dtype, add) = (y.dtype(), adds(y));
+        elementwise(y, [Some(&inputs[0]), Some(&inputs[1]), None], &mut |piece| {
+            let (dims, [a_by, b_by, ..], n, wide) = (piece.dims, piece.by, piece.n, piece.wide);
+            let (a, b) = (present(&piece, 0)?, present(&piece, 1)?);
+            if dtype.is_float() {
+                let f = kernel.forward;
+                return kernels::Binary { f, wide, a, b, y: piece.y(), dims, a_by, b_by, n, add }
+                    .launch(stream);
+            }
+            let f = kernel.integer.ok_or_else(|| refuse(Self::NAME, dtype, false))?;
+            kernels::BinaryInt { f, wide, a, b, y: piece.y(), dims, a_by, b_by, n, add }.launch(stream)
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -270,6 +308,23 @@ impl<F: Binary> Op for ZipBackward<F> {
         Ok(())
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (f, dx) = (BinaryKernels::of::<F>(Self::NAME)?.backward, &mut outputs[0]);
+        let mut views = [inputs.first(), None, None];
+        let read = (0..2).filter(|&i| F::READS[self.operand][i]);
+        for (input, i) in inputs[1..].iter().zip(read) {
+            views[1 + i] = Some(input);
+        }
+        let (second, add) = (self.operand as u32, adds(dx));
+        elementwise(dx, views, &mut |piece| {
+            let (dims, [dy_by, a_by, b_by, _], n, wide) = (piece.dims, piece.by, piece.n, piece.wide);
+            let (dy, [_, a, b]) = (present(&piece, 0)?, piece.src);
+            let dx = piece.y();
+            kernels::BinaryBackward { f, second, wide, dy, a, b, dx, dims, dy_by, a_by, b_by, n, add }
+                .launch(stream)
+        })
+    }
+
     fn cases() -> Cases<Self> {
         let (a, b, _, tolerance) = F::examples();
         // Ties too: the gradient at one is defined.
@@ -331,6 +386,18 @@ impl<F: Comparison> Op for Compare<F> {
         Ok(())
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        // The relations that the kernel knows, by examples: less, equal, greater, unordered.
+        let examples = [(0.0, 1.0), (0.0, 0.0), (1.0, 0.0), (f64::NAN, 0.0)];
+        let bits = examples.iter().enumerate().map(|(i, &(a, b))| u32::from(self.0.holds(a, b)) << i);
+        let holds = bits.sum();
+        elementwise(&mut outputs[0], [Some(&inputs[0]), Some(&inputs[1]), None], &mut |piece| {
+            let (dims, [a_by, b_by, ..], n, wide) = (piece.dims, piece.by, piece.n, piece.wide);
+            let (a, b) = (present(&piece, 0)?, present(&piece, 1)?);
+            kernels::Compare { wide, a, b, y: piece.y(), dims, a_by, b_by, n, holds }.launch(stream)
+        })
+    }
+
     fn cases() -> Cases<Self> {
         let of = |shape: &[usize]| Arg::constant(shape, Values::Integers(0, 3));
         let case =
@@ -357,6 +424,11 @@ macro_rules! binary {
                 const INTEGERS: bool = binary!(@given $($integer)?);
                 $(const SIGN: Option<f64> = Some($sign);)?
                 const READS: [[bool; 2]; 2] = $reads;
+                const KERNELS: Option<BinaryKernels> = Some(BinaryKernels {
+                    forward: BinaryF::$name,
+                    backward: BinaryBackwardF::$name,
+                    integer: binary!(@kernel $name $(, $integer)?),
+                });
 
                 fn new() -> Self {
                     $name
@@ -399,6 +471,8 @@ macro_rules! binary {
             }
         )*
             };
+    (@kernel $name:ident) => { None };
+    (@kernel $name:ident, $integer:expr) => { Some(BinaryIntF::$name) };
     (@given) => { false };
     (@given $integer:expr) => { true };
     (@or_first $a:ident) => { $a };

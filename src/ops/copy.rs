@@ -6,11 +6,18 @@ use std::ops::RangeInclusive;
 
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::copy::move_elements;
+use crate::device::{Stream, copy};
 use crate::shape::{IntoShape, Layout};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Tensor, View};
 use crate::{DType, Result, dispatch};
 
 super::family!(Contiguous, Cast);
+
+/// Writes or adds the elements of `from`, cast.
+fn moved(stream: &Stream, from: &View<'_>, to: &mut Out<'_>) -> Result<()> {
+    let (layout, add) = (Layout::contiguous(to.shape()), to.mode() == Mode::Accumulate);
+    copy::strided(stream, from.src(), from.layout(), to.dst(), &layout, add)
+}
 
 /// A row-major copy. Gradient: dx = dy.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +44,10 @@ impl Op for Contiguous {
             )
         });
         Ok(())
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        moved(stream, &inputs[0], &mut outputs[0])
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -77,6 +88,10 @@ impl Op for Cast {
             )
         }));
         Ok(())
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        moved(stream, &inputs[0], &mut outputs[0])
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

@@ -7,10 +7,12 @@
 
 use std::ops::RangeInclusive;
 
+use super::gpu::{adds, elementwise, present};
 use super::unary::{source, target};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::elementwise::{Work, apply};
 use crate::cpu::simd::vectorize;
+use crate::device::{Stream, kernels};
 use crate::dtype::Real;
 use crate::random::Philox;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
@@ -43,11 +45,16 @@ impl Dropout {
         (self.p * f64::from(1u32 << 24)).ceil() as u32
     }
 
+    /// What kept elements are multiplied by.
+    fn scale(&self) -> f64 {
+        if self.p < 1.0 { 1.0 / (1.0 - self.p) } else { 0.0 }
+    }
+
     /// Multiplies element number `first` of x and those after it.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "indices over two arrays are what becomes vector code")]
     fn scaled<R: Real>(&self, philox: Philox, first: usize, x: &[R], y: &mut [R]) {
-        let scale = if self.p < 1.0 { R::of(1.0 / (1.0 - self.p)) } else { R::ZERO };
+        let scale = R::of(self.scale());
         let threshold = self.threshold();
         let mut done = 0;
         while done < x.len() {
@@ -118,6 +125,35 @@ impl Op for Dropout {
             _ => body::<f32>(*self, philox, &inputs[0], &mut outputs[0]),
         }
         Ok(())
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (Dropout { seed, site, offset, .. }, y) = (*self, &mut outputs[0]);
+        let (step, add) = (inputs[1].src(), adds(y));
+        let (threshold, scale) = (self.threshold(), self.scale() as f32);
+        let mut done = offset;
+        elementwise(y, [Some(&inputs[0]), None, None], &mut |piece| {
+            let (dims, x_by, n, wide, x) =
+                (piece.dims, piece.by[0], piece.n, piece.wide, present(&piece, 0)?);
+            let (y, offset) = (piece.y(), done);
+            done = done.wrapping_add(n);
+            kernels::dropout::Dropout {
+                wide,
+                x,
+                step,
+                y,
+                dims,
+                x_by,
+                n,
+                add,
+                seed,
+                site,
+                offset,
+                threshold,
+                scale,
+            }
+            .launch(stream)
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

@@ -12,6 +12,7 @@ pub mod cases;
 mod copy;
 mod dropout;
 mod extremum;
+mod gpu;
 mod index;
 mod join;
 mod linear;

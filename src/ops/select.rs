@@ -4,9 +4,12 @@
 
 use std::ops::RangeInclusive;
 
+use super::gpu::{adds, elementwise, present};
 use super::unary::{source, target};
 use super::{Arg, Case, Cases, Op, Plan, SumTo, Tolerance, Values, run1};
 use crate::cpu::elementwise::{Work, apply, each3};
+use crate::device::Stream;
+use crate::device::kernels::elementwise as kernels;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result};
 
@@ -59,6 +62,17 @@ impl Op for Where {
             DType::I64 => body::<i64>(inputs, out),
         }
         Ok(())
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let add = adds(&outputs[0]);
+        // The values decide how many elements a vector has.
+        elementwise(&mut outputs[0], [Some(&inputs[1]), Some(&inputs[2]), Some(&inputs[0])], &mut |piece| {
+            let (dims, [a_by, b_by, mask_by, _], n, wide) = (piece.dims, piece.by, piece.n, piece.wide);
+            let (a, b, mask) = (present(&piece, 0)?, present(&piece, 1)?, present(&piece, 2)?);
+            let y = piece.y();
+            kernels::WhereSelect { wide, mask, a, b, y, dims, mask_by, a_by, b_by, n, add }.launch(stream)
+        })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Ops of one operand, element by element. A new one is one entry of the table below: value, gradient, what the gradient
-//! reads, how exact both are and on which values they are tested; the tensor method and the op pair come from it.
+//! reads, how exact both are and on which values they are tested; the tensor method and the op pair come from it. The
+//! same line for GPUs stands in `kernels/elementwise.cu`.
 //!
 //! Each computes in f32 (f64 for f64) and rounds once. NaN goes through. Integers are accepted where the op makes sense
 //! for them (`int` in the table); they wrap.
@@ -11,11 +12,15 @@ use std::ops::RangeInclusive;
 use std::fmt::Debug;
 
 use super::cases::SHAPES;
+use super::gpu::{adds, elementwise, present};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::activation::{Activation, Reads};
 use crate::cpu::elementwise::{Source, Target, Work, apply, each1, each2};
 use crate::cpu::simd::vectorize;
+use crate::device::kernels::elementwise::{self as kernels, UnaryBackwardF, UnaryF, UnaryIntF};
+use crate::device::{Stream, copy};
 use crate::dtype::Real;
+use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, dispatch};
 
@@ -29,6 +34,8 @@ pub trait Unary: Copy + Debug + Send + Sync + 'static {
     const READS: Reads;
     /// Whether [`Unary::integer`] exists.
     const INTEGERS: bool = false;
+    /// Its kernels; without them it runs on the CPU only.
+    const KERNELS: Option<UnaryKernels> = None;
 
     /// The value at `x`.
     fn forward<R: Real>(self, x: R) -> R;
@@ -46,8 +53,60 @@ pub trait Unary: Copy + Debug + Send + Sync + 'static {
         true
     }
 
+    /// Its arguments as kernels get them: at most two, 0 where there are fewer.
+    fn arguments(self) -> [f64; 2] {
+        [0.0; 2]
+    }
+
     /// How to test it.
     fn examples() -> Examples<Self>;
+}
+
+/// The kernels of a [`Unary`]: lines of the tables in `kernels/elementwise.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct UnaryKernels {
+    /// The value.
+    pub forward: UnaryF,
+    /// The gradient.
+    pub backward: UnaryBackwardF,
+    /// The value at integers.
+    pub integer: Option<UnaryIntF>,
+}
+
+impl UnaryKernels {
+    fn of<F: Unary>(op: &'static str) -> Result<UnaryKernels> {
+        F::KERNELS.ok_or_else(|| Error::unsupported(op, "this function has no kernels for GPUs"))
+    }
+
+    /// The gradient of an activation that [`ActivationBackward`] takes; `None` for the identity.
+    fn gradient(of: Activation) -> Option<UnaryBackwardF> {
+        match of {
+            Activation::Identity => None,
+            Activation::Relu => Some(UnaryBackwardF::Relu),
+            Activation::Gelu => Some(UnaryBackwardF::Gelu),
+            Activation::GeluTanh => Some(UnaryBackwardF::GeluTanh),
+            Activation::Silu => Some(UnaryBackwardF::Silu),
+            Activation::Sigmoid => Some(UnaryBackwardF::Sigmoid),
+            Activation::Tanh => Some(UnaryBackwardF::Tanh),
+        }
+    }
+}
+
+/// Launches the gradient of a function of one operand. Inputs: dy, and what the gradient reads, if anything.
+fn gradient(
+    stream: &Stream,
+    f: UnaryBackwardF,
+    [p, q]: [f64; 2],
+    inputs: &[View<'_>],
+    dx: &mut Out<'_>,
+) -> Result<()> {
+    let add = adds(dx);
+    elementwise(dx, [inputs.first(), inputs.get(1), None], &mut |piece| {
+        let (dims, [dy_by, s_by, ..], n, wide) = (piece.dims, piece.by, piece.n, piece.wide);
+        let (dy, s) = (present(&piece, 0)?, piece.src[1]);
+        kernels::UnaryBackward { f, wide, dy, s, dx: piece.y(), dims, dy_by, s_by, n, add, p, q }
+            .launch(stream)
+    })
 }
 
 /// How to test a [`Unary`].
@@ -201,6 +260,22 @@ impl<F: Unary> Op for Map<F> {
         Ok(())
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (kernel, y) = (UnaryKernels::of::<F>(Self::NAME)?, &mut outputs[0]);
+        let ([p, q], dtype, add) = (self.0.arguments(), y.dtype(), adds(y));
+        elementwise(y, [Some(&inputs[0]), None, None], &mut |piece| {
+            let (dims, x_by, n, wide, x) =
+                (piece.dims, piece.by[0], piece.n, piece.wide, present(&piece, 0)?);
+            if dtype.is_float() {
+                let f = kernel.forward;
+                return kernels::Unary { f, wide, x, y: piece.y(), dims, x_by, n, add, p, q }.launch(stream);
+            }
+            let f = kernel.integer.ok_or_else(|| refuse(Self::NAME, dtype, false))?;
+            let [p, q] = [p, q].map(|v| if dtype == DType::I32 { i64::from(v as i32) } else { v as i64 });
+            kernels::UnaryInt { f, wide, x, y: piece.y(), dims, x_by, n, add, p, q }.launch(stream)
+        })
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         match F::READS {
@@ -279,6 +354,11 @@ impl<F: Unary> Op for MapBackward<F> {
         Ok(())
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let kernel = UnaryKernels::of::<F>(Self::NAME)?;
+        gradient(stream, kernel.backward, self.0.arguments(), inputs, &mut outputs[0])
+    }
+
     fn cases() -> Cases<Self> {
         let Examples { list: ops, saved, tolerance, .. } = F::examples();
         let case = |op: F, shape: &[usize]| {
@@ -327,6 +407,17 @@ impl Op for ActivationBackward {
             }),
         }
         Ok(())
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (dy, dx) = (&inputs[0], &mut outputs[0]);
+        match UnaryKernels::gradient(self.activation) {
+            Some(f) => gradient(stream, f, [0.0; 2], inputs, dx),
+            None => {
+                let (layout, add) = (Layout::contiguous(dx.shape()), adds(dx) == 1);
+                copy::strided(stream, dy.src(), dy.layout(), dx.dst(), &layout, add)
+            }
+        }
     }
 
     fn cases() -> Cases<Self> {
@@ -382,6 +473,17 @@ macro_rules! unary {
                 const NAME: &'static str = stringify!($method);
                 const BACKWARD: &'static str = $backward_name;
                 const READS: Reads = Reads::$reads;
+                const KERNELS: Option<UnaryKernels> = Some(UnaryKernels {
+                    forward: UnaryF::$name,
+                    backward: UnaryBackwardF::$name,
+                    integer: unary!(@integer $name $(, $i)?),
+                });
+
+                fn arguments(self) -> [f64; 2] {
+                    let (given, mut all): (&[f64], _) = (&[$(self.$field),*], [0.0; 2]);
+                    all[..given.len()].copy_from_slice(given);
+                    all
+                }
 
                 #[inline(always)]
                 fn forward<R: Real>(self, $x: R) -> R {
@@ -435,6 +537,8 @@ macro_rules! unary {
             )*
         }
     };
+    (@integer $name:ident) => { None };
+    (@integer $name:ident, $i:ident) => { Some(UnaryIntF::$name) };
 }
 
 // Each entry: name(arguments) = type, name of the gradient, what that reads; value, gradient, value for integers; argument
