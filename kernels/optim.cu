@@ -24,7 +24,7 @@ struct Hyper { f32 a, b, c, d; u32 flag; bool first; };
 // Each rule: how many state buffers it can have, and the new value of a parameter p with gradient g.
 // a: momentum (0: none), b: 1 - dampening, flag: Nesterov.
 struct Sgd {
-    static WS_FN f32 update(f32 p, f32 g, f32& sum, f32&, f32&, const Scalars& s, const Hyper& h) {
+    WS_FN f32 update(f32 p, f32 g, f32& sum, f32&, f32&, const Scalars& s, const Hyper& h) {
         g = fmaf(s.weight_decay, p, g);
         if (h.a != 0.0f) {
             sum = h.first ? g : fmaf(h.a, sum, h.b * g);
@@ -37,7 +37,7 @@ struct Sgd {
 // a: alpha, b: 1 - alpha, c: eps, d: momentum (0: none), flag: centered. The second state is the mean of gradients if
 // centered, else the sum of updates; the third is that sum if there are both.
 struct RmsProp {
-    static WS_FN f32 update(f32 p, f32 g, f32& square, f32& second, f32& third, const Scalars& s, const Hyper& h) {
+    WS_FN f32 update(f32 p, f32 g, f32& square, f32& second, f32& third, const Scalars& s, const Hyper& h) {
         g = fmaf(s.weight_decay, p, g);
         square = fmaf(h.a, square, h.b * g * g);
         f32 root;
@@ -65,13 +65,13 @@ WS_FN f32 adam_update(f32 p, f32 g, f32& m, f32& v, const Scalars& s, const Hype
 }
 
 struct Adam {
-    static WS_FN f32 update(f32 p, f32 g, f32& m, f32& v, f32&, const Scalars& s, const Hyper& h) {
+    WS_FN f32 update(f32 p, f32 g, f32& m, f32& v, f32&, const Scalars& s, const Hyper& h) {
         return adam_update(p, fmaf(s.weight_decay, p, g), m, v, s, h);
     }
 };
 
 struct AdamW {
-    static WS_FN f32 update(f32 p, f32 g, f32& m, f32& v, f32&, const Scalars& s, const Hyper& h) {
+    WS_FN f32 update(f32 p, f32 g, f32& m, f32& v, f32&, const Scalars& s, const Hyper& h) {
         return adam_update(p - s.lr * s.weight_decay * p, g, m, v, s, h);
     }
 };
@@ -79,17 +79,21 @@ struct AdamW {
 // EACH neighbouring elements in 16-byte accesses. Absent buffers read as 0 and are not written.
 template <class T> WS_FN void load_each(f32 (&v)[EACH], const T* from, u64 at) {
     constexpr u32 N = 16 / sizeof(T);
+#pragma unroll
     for (u32 k = 0; k < EACH; k += N) {
-        const Vec<T, N> part = load_vec<T, N>(from + at + k);
+        const Vec<T, N> part = load_vec<N>(from + at + k);
+#pragma unroll
         for (u32 j = 0; j < N; ++j) v[k + j] = to_f32(part[j]);
     }
 }
 template <class T> WS_FN void store_each(T* to, u64 at, const f32 (&v)[EACH]) {
     constexpr u32 N = 16 / sizeof(T);
+#pragma unroll
     for (u32 k = 0; k < EACH; k += N) {
         Vec<T, N> part;
+#pragma unroll
         for (u32 j = 0; j < N; ++j) part[j] = from_f32<T>(v[k + j]);
-        store_vec<T, N>(to + at + k, part);
+        store_vec(to + at + k, part);
     }
 }
 
@@ -105,6 +109,7 @@ WS_FN void update_block(BlockScalars& shared, const T* grads, T* zeroed, V* valu
     const u8 group = at < n ? table[at / ALIGN] : FROZEN;
     const bool live = group != FROZEN;
     f32 g[EACH], p[EACH], a[EACH], b[EACH], c[EACH];
+#pragma unroll
     for (u32 k = 0; k < EACH; ++k) a[k] = b[k] = c[k] = 0.0f;
     if (live) {
         load_each(g, grads, at);
@@ -125,6 +130,7 @@ WS_FN void update_block(BlockScalars& shared, const T* grads, T* zeroed, V* valu
     __syncthreads();
     if (!live) return;
     const Scalars s = shared.of[threadIdx.x / (ALIGN / EACH)];
+#pragma unroll
     for (u32 k = 0; k < EACH; ++k) {
         f32 d = g[k] * factor;
         // Comparisons, so that NaN stays NaN.
@@ -138,7 +144,8 @@ WS_FN void update_block(BlockScalars& shared, const T* grads, T* zeroed, V* valu
     if (s1) store_each(s1, at, b);
     if (s2) store_each(s2, at, c);
     if (zeroed) {
-        for (u32 k = 0; k < EACH; ++k) g[k] = 0.0f;
+    #pragma unroll
+    for (u32 k = 0; k < EACH; ++k) g[k] = 0.0f;
         store_each(zeroed, at, g);
     }
 }
@@ -197,7 +204,9 @@ KERNEL(grad_squares, types(T: f32, bf16, f16), in(T, grads, n), in(u8, table, an
         if (table[base / ALIGN + b] != FROZEN) {
             const T* const from = grads + base + b * ALIGN + lane;
             f32 g[ALIGN / LANES];
+#pragma unroll
             for (u32 k = 0; k < ALIGN / LANES; ++k) g[k] = to_f32(from[k * LANES]);
+#pragma unroll
             for (u32 k = 0; k < ALIGN / LANES; ++k) sum = fmaf(g[k], g[k], sum);
         }
         part.lanes[b][lane] = sum;
