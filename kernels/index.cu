@@ -49,10 +49,10 @@ KERNEL(take_rows, types(T: u8, f16, i32, i64), types(I: i32, i64), ints(WIDE: 0,
        launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
     constexpr u32 N = WIDE ? 16 / sizeof(T) : 1;
     const u64 thread = u64(blockIdx.x) * 256 + threadIdx.x;
-    const u64 row = thread / lanes;
+    const u64 row = thread >> (__ffs(i32(lanes)) - 1);
     if (row >= rows) return;
     const I found = index[offset_of(row, dims, ix)];
-    const u32 lane = u32(thread % lanes);
+    const u32 lane = u32(thread & (lanes - 1));
     if (!in_range(found, size)) {
         if (lane == 0) report(fault, i64(found), row * run / inner % count);
         return;
@@ -202,12 +202,12 @@ KERNEL(sum_rows, types(T: f32, bf16, f16), ints(VEC: 1, 4), in(u64, pairs, n), i
        out(T, dx, rows * width), val(u64, n), val(u64, rows), val(u64, width), val(u64, inner), val(u64, lanes),
        val(u32, add), launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
     const u64 thread = u64(blockIdx.x) * 256 + threadIdx.x;
-    const u64 v = thread / lanes;
+    const u64 v = thread >> (__ffs(i32(lanes)) - 1);
     if (v >= rows) return;
     const u64 first = rank_of(v << 32, pairs, n);
     const u64 last = first + rank_of((v + 1) << 32, pairs + first, n - first);
     if (add && first == last) return;
-    for (u64 c = thread % lanes * VEC; c < width; c += lanes * VEC) {
+    for (u64 c = (thread & (lanes - 1)) * VEC; c < width; c += lanes * VEC) {
         T* const to = dx + place_of(c, v, rows, inner);
         f32 sum[VEC] = {};
         Vec<T, VEC> out;
