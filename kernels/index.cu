@@ -79,7 +79,7 @@ struct SortTile { u64 pairs[TILE]; };
 // The pairs `destination << 32 | position` of the indices, sorted within tiles of 2048. The destination of index number p
 // is base(p) + index * step; that of a bad index is beyond all.
 KERNEL(sort_tiles, types(I: i32, i64), in(I, index, any), out(u64, pairs, n), inout(u32, fault, any), val(Dims, dims),
-       val(Strides, ix), val(Strides, by), val(u64, n), val(u64, step), val(u64, size), val(u64, inner), val(u64, count),
+       val(Strides, ix), val(Strides, by), val(u64, n), val(u64, step), val(u64, size),
        launch(grid = ceil_div(n, 2048), block = 512, shared = 0)) {
     SHARED(SortTile, tile);
     const u64 base = u64(blockIdx.x) * TILE;
@@ -95,7 +95,7 @@ KERNEL(sort_tiles, types(I: i32, i64), in(I, index, any), out(u64, pairs, n), in
             if (in_range(found, size))
                 destination = u64(offset_of(p, dims, by)) + u64(i64(found)) * step;
             else
-                report(fault, i64(found), p / inner % count);
+                report(fault, i64(found), p);
             pair = destination << 32 | p;
         }
         tile.pairs[k] = pair;

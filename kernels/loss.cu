@@ -211,7 +211,7 @@ WS_FN u64 group_of(u32 g, u32 groups, u32 flat) {
 // y = f(x, t, w, p) if `each`, else the sum of them divided by `by`: into y if there is one block, else into parts. `flat`:
 // n is a multiple of 8, x and t are contiguous and on 16 bytes, w and p are so too or one value.
 KERNEL(point_loss, types(T: f32, bf16, f16), functors(F: Mse, L1, Huber, SmoothL1, Kl, Bce), in(T, x, any),
-       in(T, t, any), opt_in(T, w, any), opt_in(T, p, any), opt_out(T, y, any), opt_out(f64, parts, any),
+       in(T, target, any), opt_in(T, w, any), opt_in(T, p, any), opt_out(T, y, any), opt_out(f64, parts, any),
        val(Dims, dims), val(Strides, xs), val(Strides, ts), val(Strides, ws), val(Strides, ps), val(u64, n),
        val(f32, a), val(f64, by), val(u32, each), val(u32, flat),
        launch(grid = ceil_div(n, 4096), block = 256, shared = 0)) {
@@ -221,7 +221,7 @@ KERNEL(point_loss, types(T: f32, bf16, f16), functors(F: Mse, L1, Huber, SmoothL
         const u64 i = group_of(g, POINTS / GROUP, flat);
         f32 xv[GROUP], tv[GROUP], wv[GROUP], pv[GROUP];
         load_points(xv, x, xs, dims, i, n, flat);
-        load_points(tv, t, ts, dims, i, n, flat);
+        load_points(tv, target, ts, dims, i, n, flat);
         load_points(wv, w, ws, dims, i, n, flat);
         load_points(pv, p, ps, dims, i, n, flat);
 #pragma unroll
@@ -241,7 +241,7 @@ KERNEL(point_loss, types(T: f32, bf16, f16), functors(F: Mse, L1, Huber, SmoothL
 
 // dx (+)= df/dx * (dy * scale), dt (+)= df/dt * (dy * scale); either may be absent.
 KERNEL(point_loss_backward, types(T: f32, bf16, f16), functors(F: Mse, L1, Huber, SmoothL1, Kl, Bce), in(T, dy, any),
-       in(T, x, any), in(T, t, any), opt_in(T, w, any), opt_in(T, p, any), opt_out(T, dx, n), opt_out(T, dt, n),
+       in(T, x, any), in(T, target, any), opt_in(T, w, any), opt_in(T, p, any), opt_out(T, dx, n), opt_out(T, dt, n),
        val(Dims, dims), val(Strides, ys), val(Strides, xs), val(Strides, ts), val(Strides, ws), val(Strides, ps),
        val(u64, n), val(f32, a), val(f32, scale), val(u32, add_x), val(u32, add_t), val(u32, flat),
        launch(grid = ceil_div(n, 2048), block = 256, shared = 0)) {
@@ -249,7 +249,7 @@ KERNEL(point_loss_backward, types(T: f32, bf16, f16), functors(F: Mse, L1, Huber
     f32 gv[GROUP], xv[GROUP], tv[GROUP], wv[GROUP], pv[GROUP];
     load_points(gv, dy, ys, dims, i, n, flat);
     load_points(xv, x, xs, dims, i, n, flat);
-    load_points(tv, t, ts, dims, i, n, flat);
+    load_points(tv, target, ts, dims, i, n, flat);
     load_points(wv, w, ws, dims, i, n, flat);
     load_points(pv, p, ps, dims, i, n, flat);
     if (i >= n) return;
@@ -480,7 +480,7 @@ KERNEL(cross_entropy_backward, types(T: f32, bf16, f16), types(I: i32, i64), int
 }
 
 // Cross entropy of rows of logits and distributions t, smoothed to u = w * (rest * t + even). Outputs as of `cross_entropy`.
-KERNEL(soft_cross_entropy, types(T: f32, bf16, f16), ints(WIDE: 0, 1), in(T, x, rows * classes), in(T, t, rows * classes),
+KERNEL(soft_cross_entropy, types(T: f32, bf16, f16), ints(WIDE: 0, 1), in(T, x, rows * classes), in(T, target, rows * classes),
        opt_in(T, weight, classes), opt_out(T, each, rows), opt_out(T, loss, 1), opt_out(f64, parts, any),
        out(f64, stats, rows * 2), val(u64, rows), val(u64, classes), val(u64, lanes), val(f32, rest), val(f32, even),
        val(f64, by), val(u32, flat), launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
@@ -489,7 +489,7 @@ KERNEL(soft_cross_entropy, types(T: f32, bf16, f16), ints(WIDE: 0, 1), in(T, x, 
     const RowOf at = row_of(lanes);
     const bool live = at.row < rows;
     const T* const row = live ? x + at.row * classes : nullptr;
-    const Online o = read_row<WIDE>(shared, row, t + at.row * classes, classes, at, flat, true, [&](u64 c, f32 z) {
+    const Online o = read_row<WIDE>(shared, row, target + at.row * classes, classes, at, flat, true, [&](u64 c, f32 z) {
         const f32 u = rest * z + even;
         return weight ? to_f32(weight[c]) * u : u;
     });
@@ -508,7 +508,7 @@ KERNEL(soft_cross_entropy, types(T: f32, bf16, f16), ints(WIDE: 0, 1), in(T, x, 
 
 // dx (+)= g * (softmax * mass - u), dt (+)= g * rest * w * (ln sum - (x - max)), g = dy / by; either may be absent.
 KERNEL(soft_cross_entropy_backward, types(T: f32, bf16, f16), ints(WIDE: 0, 1), in(T, dy, any), in(T, x, rows * classes),
-       in(f64, stats, rows * 2), in(T, t, rows * classes), opt_in(T, weight, classes), opt_out(T, dx, rows * classes),
+       in(f64, stats, rows * 2), in(T, target, rows * classes), opt_in(T, weight, classes), opt_out(T, dx, rows * classes),
        opt_out(T, dt, rows * classes), val(u64, rows), val(u64, classes), val(u64, lanes), val(u64, dy_step),
        val(f32, rest), val(f32, even), val(f32, by), val(u32, flat), val(u32, add_x), val(u32, add_t),
        launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
@@ -519,7 +519,7 @@ KERNEL(soft_cross_entropy_backward, types(T: f32, bf16, f16), ints(WIDE: 0, 1), 
     f32 mass = 0.0f;
     if (dx) {
         if (live)
-            each_column(t + at.row * classes, static_cast<const T*>(nullptr), classes, at, flat,
+            each_column(target + at.row * classes, static_cast<const T*>(nullptr), classes, at, flat,
                         [&](u64 c, u64 step, const f32(&v)[GROUP], const f32(&)[GROUP], u32 here) {
 #pragma unroll
                 for (u32 k = 0; k < GROUP; ++k)
@@ -531,7 +531,7 @@ KERNEL(soft_cross_entropy_backward, types(T: f32, bf16, f16), ints(WIDE: 0, 1), 
     const f32 max = f32(stats[2 * at.row]), sum = f32(stats[2 * at.row + 1]);
     const f32 g = to_f32(dy[at.row * dy_step]) / by, factor = g * mass / sum, log = ws_log(sum);
     const u64 base = at.row * classes;
-    each_column(x + base, t + base, classes, at, flat,
+    each_column(x + base, target + base, classes, at, flat,
                 [&](u64 c, u64 step, const f32(&v)[GROUP], const f32(&z)[GROUP], u32 here) {
         f32 of_x[GROUP], of_t[GROUP];
 #pragma unroll

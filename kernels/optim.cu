@@ -103,7 +103,7 @@ struct BlockScalars { Scalars of[UPDATED / ALIGN]; };
 // else the weights themselves; `weights` (may be null) get a rounded copy. All loads are issued before the first use; the
 // f64 arithmetic of the scalars is done by 8 threads meanwhile.
 template <class F, class V, class T>
-WS_FN void update_block(BlockScalars& shared, const T* grads, T* zeroed, V* values, T* weights, f32* s0, f32* s1, f32* s2,
+WS_FN void update_elements(BlockScalars& shared, const T* grads, T* zeroed, V* values, T* weights, f32* s0, f32* s1, f32* s2,
                         const f64* floats, const i64* step, const u8* table, u64 n, f32 limit, Hyper h) {
     const u64 at = u64(blockIdx.x) * UPDATED + threadIdx.x * EACH;
     const u8 group = at < n ? table[at / ALIGN] : FROZEN;
@@ -157,7 +157,7 @@ KERNEL(update, types(T: f32, bf16, f16), functors(F: Sgd, RmsProp, Adam, AdamW),
        in(u8, table, any), val(u64, n), val(f32, limit), val(f32, a), val(f32, b), val(f32, c), val(f32, d),
        val(u32, flag), launch(grid = ceil_div(n, 2048), block = 256, shared = 0)) {
     SHARED(BlockScalars, scalars);
-    update_block<F, T, T>(scalars, grads, nullptr, values, nullptr, s0, s1, s2, floats, step, table, n, limit,
+    update_elements<F, T, T>(scalars, grads, nullptr, values, nullptr, s0, s1, s2, floats, step, table, n, limit,
                           Hyper{a, b, c, d, flag, false});
 }
 
@@ -172,9 +172,9 @@ KERNEL(update_master, types(T: f32, bf16, f16), functors(F: Sgd, RmsProp, Adam, 
     T* const zeroed = zero ? grads : nullptr;
     const Hyper h{a, b, c, d, flag, false};
     if (master)
-        update_block<F, f32, T>(scalars, grads, zeroed, master, values, s0, s1, s2, floats, step, table, n, limit, h);
+        update_elements<F, f32, T>(scalars, grads, zeroed, master, values, s0, s1, s2, floats, step, table, n, limit, h);
     else
-        update_block<F, T, T>(scalars, grads, zeroed, values, nullptr, s0, s1, s2, floats, step, table, n, limit, h);
+        update_elements<F, T, T>(scalars, grads, zeroed, values, nullptr, s0, s1, s2, floats, step, table, n, limit, h);
 }
 
 // Counts a step: step + 1, powers of the betas times the betas.
