@@ -47,7 +47,8 @@ KERNEL(take_rows, types(T: u8, f16, i32, i64), types(I: i32, i64), ints(WIDE: 0,
        out(T, y, rows * run), inout(u32, fault, any), val(Dims, dims), val(Strides, xs), val(Strides, ix),
        val(u64, rows), val(u64, run), val(u64, lanes), val(i64, step), val(u64, size), val(u64, inner), val(u64, count),
        launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
-    constexpr u32 N = WIDE ? 16 / sizeof(T) : 1;
+    using Unit = typename CopyUnit<T, WIDE>::Is;
+    constexpr u32 N = sizeof(Unit) / sizeof(T);
     const u64 thread = u64(blockIdx.x) * 256 + threadIdx.x;
     const u64 row = thread >> (__ffs(i32(lanes)) - 1);
     if (row >= rows) return;
@@ -57,18 +58,18 @@ KERNEL(take_rows, types(T: u8, f16, i32, i64), types(I: i32, i64), ints(WIDE: 0,
         if (lane == 0) report(fault, i64(found), row * run / inner % count);
         return;
     }
-    const T* const from = x + offset_of(row, dims, xs) + i64(found) * step;
-    T* const to = y + row * run;
+    const Unit* const from = reinterpret_cast<const Unit*>(x + offset_of(row, dims, xs) + i64(found) * step);
+    Unit* const to = reinterpret_cast<Unit*>(y + row * run);
+    const u64 units = run / N;
     // Four loads under way before the first store.
-    const u64 stride = lanes * N;
-    for (u64 j = u64(lane) * N; j < run; j += 4 * stride) {
-        Vec<T, N> part[4];
+    for (u64 j = lane; j < units; j += 4 * lanes) {
+        Unit part[4];
 #pragma unroll
         for (u32 k = 0; k < 4; ++k)
-            if (j + k * stride < run) part[k] = load_vec<N>(from + j + k * stride);
+            if (j + k * lanes < units) part[k] = from[j + k * lanes];
 #pragma unroll
         for (u32 k = 0; k < 4; ++k)
-            if (j + k * stride < run) store_vec(to + j + k * stride, part[k]);
+            if (j + k * lanes < units) to[j + k * lanes] = part[k];
     }
 }
 

@@ -4,22 +4,24 @@
 #include "core/layout.cuh"
 #include "core/vec.cuh"
 
-// x, of any layout, to its place in y, from element `start` on. `dims`, the strides and `n` count vectors of 16 bytes if
-// WIDE (strides in vectors too): both sides then have neighbours in the innermost dimension.
+// x, of any layout, to its place in y. `dims`, the strides and `n` count vectors of 16 bytes if WIDE: both sides then have
+// neighbours in the innermost dimension.
 KERNEL(place, types(T: u8, f16, i32, i64), ints(WIDE: 0, 1), in(T, x, any), out(T, y, any), val(Dims, dims),
        val(Strides, xs), val(Strides, ys), val(u64, n), launch(grid = ceil_div(n, 1024), block = 256, shared = 0)) {
-    constexpr u32 N = WIDE ? 16 / sizeof(T) : 1;
+    using Unit = typename CopyUnit<T, WIDE>::Is;
+    const Unit* const from = reinterpret_cast<const Unit*>(x);
+    Unit* const to = reinterpret_cast<Unit*>(y);
     const u64 first = u64(blockIdx.x) * 1024 + threadIdx.x;
-    Vec<T, N> part[4];
+    Unit part[4];
 #pragma unroll
     for (u32 k = 0; k < 4; ++k) {
         const u64 i = first + k * 256;
-        if (i < n) part[k] = load_vec<N>(x + offset_of(i, dims, xs) * N);
+        if (i < n) part[k] = from[offset_of(i, dims, xs)];
     }
 #pragma unroll
     for (u32 k = 0; k < 4; ++k) {
         const u64 i = first + k * 256;
-        if (i < n) store_vec(y + offset_of(i, dims, ys) * N, part[k]);
+        if (i < n) to[offset_of(i, dims, ys)] = part[k];
     }
 }
 
