@@ -107,12 +107,12 @@ template <> struct WsAcc<bf16> { using Is = f32; };
 template <> struct WsAcc<f16> { using Is = f32; };
 template <class T> using Acc = typename WsAcc<T>::Is;
 
-// An error found on the device, raised at the next synchronisation. `fault` is the stream's slot: four words, zero while all
-// is well: the code, unused, and the value's 64 bits. The first report stays. Codes: 1 an index out of range, 2 a target
-// class out of range.
-WS_FN void report(u32* fault, u32 code, i64 value) {
-    if (ptx::atomic_cas(fault, 0u, code) == 0u) {
-        fault[2] = u32(u64(value));
-        fault[3] = u32(u64(value) >> 32);
-    }
+// A bad value (an index out of range) found on the device, raised at the next synchronisation. `fault` is the stream's slot,
+// zero while all is well. Of several reports the one with the lowest position stays, as on the CPU, whatever the order of
+// threads: both words are maxima whose upper half is the position's complement; the lower halves are those of the value.
+WS_FN void report(u32* fault, i64 value, u64 position) {
+    const u64 first = u64(~u32(position < 0xFFFFFFFEu ? position : 0xFFFFFFFEu)) << 32;
+    u64* const words = reinterpret_cast<u64*>(fault);
+    ptx::atomic_max(words, first | u32(u64(value)));
+    ptx::atomic_max(words + 1, first | u64(value) >> 32);
 }

@@ -12,6 +12,10 @@ template <class T, u32 N> struct alignas(sizeof(T) * N > 16 ? 16 : sizeof(T) * N
 template <u32 N, class T> WS_FN Vec<T, N> load_vec(const T* from) { return *reinterpret_cast<const Vec<T, N>*>(from); }
 template <class T, u32 N> WS_FN void store_vec(T* to, const Vec<T, N>& x) { *reinterpret_cast<Vec<T, N>*>(to) = x; }
 
+// What a kernel that only copies moves at once: an element, or 16 bytes whatever the elements are.
+template <class T, int WIDE> struct CopyUnit { using Is = T; };
+template <class T> struct CopyUnit<T, 1> { using Is = Vec<u32, 4>; };
+
 // How many elements of T a 16-byte access moves.
 template <class T> WS_MAP u32 vec_width() { return 16 / sizeof(T); }
 

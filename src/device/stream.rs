@@ -23,7 +23,7 @@ use crate::{DType, Error, ErrorKind, Result, Shape};
 const RING: usize = 16;
 /// Launches that can wait to be checked for bad indices before that is done in between.
 const SLOTS: usize = 256;
-/// Bytes of a fault slot: flag u32, lock u32, value i64, position u64, unused u64 (`report` in `platform.cuh`).
+/// Bytes of a fault slot: two words as `report` in `platform.cuh` leaves them, two unused.
 const SLOT: usize = 32;
 
 /// An open device and its queue.
@@ -326,12 +326,14 @@ impl Stream {
             let describe = describe.take();
             *slot = Slot::Free;
             let number = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap_or_default());
-            if record[..4] == [0; 4] {
+            let (low, high) = (number(0), number(8));
+            if low == 0 {
                 continue;
             }
             self.explain(self.driver.fill(faults.address + (index * SLOT) as u64, 0, SLOT))?;
             if let Some(describe) = describe {
-                first.get_or_insert_with(|| describe(number(8) as i64, number(16)));
+                let value = (high << 32 | low & u64::from(u32::MAX)) as i64;
+                first.get_or_insert_with(|| describe(value, u64::from(!((low >> 32) as u32))));
             }
         }
         first.map_or(Ok(()), Err)

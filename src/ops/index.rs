@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod gpu;
 mod lookup;
 mod scatter;
 
@@ -15,12 +16,14 @@ use std::ops::RangeInclusive;
 
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::par;
+use crate::device::Stream;
 use crate::dtype::Float;
 use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};
 
-pub(super) use lookup::{Index, float_dtype, index_dtype, out_of_range};
+pub(super) use lookup::{Index, bad_index, float_dtype, index_dtype, out_of_range};
+use gpu::Sums;
 use lookup::{Table, read_indices};
 use scatter::{add_rows, plan_scatter, scatter, sort_positions};
 
@@ -57,17 +60,14 @@ impl Op for Embedding {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let (weight, ids, shape) = (inputs[0], inputs[1], outputs[0].shape());
-        let last = shape.rank() - 1;
-        let mut strides = Shape::from_dims(&vec![0; shape.rank()]);
-        strides = strides.with(last, weight.layout().strides[1]);
-        let table = Table {
-            base: Layout { shape, strides, offset: weight.layout().offset },
-            step: weight.layout().strides[0],
-            size: weight.shape()[0],
-        };
-        let index = Layout { shape, strides: ids.layout().strides.inserted(last, 0), ..*ids.layout() };
-        table.take(Self::NAME, weight, ids, &index, &mut outputs[0])
+        let (table, index) = self.plan(inputs, outputs[0].shape());
+        table.take(Self::NAME, inputs[0], inputs[1], &index, &mut outputs[0])
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (table, index) = self.plan(inputs, outputs[0].shape());
+        let width = inputs[0].shape()[1];
+        table.take_gpu(s, Self::NAME, [inputs[0], inputs[1]], &index, width, &mut outputs[0])
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -90,6 +90,17 @@ impl Op for Embedding {
             tolerance: Tolerance::Exact,
             list: EMBEDDINGS.iter().map(case).collect(),
         }
+    }
+}
+
+impl Embedding {
+    /// The lookup, and the ids seen under the shape of the result.
+    fn plan(&self, inputs: &[View<'_>], shape: Shape) -> (Table, Layout) {
+        let (weight, ids, last) = (inputs[0].layout(), inputs[1].layout(), shape.rank() - 1);
+        let strides = Shape::from_dims(&vec![0; shape.rank()]).with(last, weight.strides[1]);
+        let base = Layout { shape, strides, offset: weight.offset };
+        let table = Table { base, step: weight.strides[0], size: weight.shape[0] };
+        (table, Layout { shape, strides: ids.strides.inserted(last, 0), ..*ids })
     }
 }
 
@@ -193,6 +204,13 @@ impl Op for EmbeddingBackward {
         }, else float_dtype(Self::NAME, dtype))
     }
 
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (rows, inner) = (self.rows, outputs[0].shape()[1]);
+        let by = Shape::from_dims(&vec![0; inputs[1].shape().rank()]);
+        let sums = Sums { by, step: 1, size: rows, rows, outer: 1, inner };
+        sums.run(s, Self::NAME, inputs[0], inputs[1], &mut outputs[0])
+    }
+
     fn cases() -> Cases<Self> {
         let case = |&(rows, width, ids, dtype): &(usize, usize, &[usize], DType)| {
             let mut dy = ids.to_vec();
@@ -255,6 +273,12 @@ impl Op for Gather {
         table.take(Self::NAME, inputs[0], inputs[1], inputs[1].layout(), &mut outputs[0])
     }
 
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let table = Table::along(inputs[0], self.dim, outputs[0].shape());
+        let index = inputs[1].layout();
+        table.take_gpu(s, Self::NAME, [inputs[0], inputs[1]], index, 1, &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let shape = cx.input_meta(0).shape;
         let Some(dy) = dys[0].as_ref().filter(|_| cx.needs(0)) else { return Ok(()) };
@@ -311,6 +335,13 @@ impl Op for GatherBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
         let layout = *inputs[1].layout();
         scatter(Self::NAME, self.dim, inputs[0], inputs[1], &layout, &mut outputs[0], scratch)
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let strides = self.shape.strides();
+        let (by, step, size) = (strides.with(self.dim, 0), strides[self.dim], self.shape[self.dim]);
+        let sums = Sums { by, step, size, rows: self.shape.numel(), outer: 1, inner: 1 };
+        sums.run(s, Self::NAME, inputs[0], inputs[1], &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {
@@ -373,6 +404,14 @@ impl Op for IndexSelect {
         table.take(Self::NAME, inputs[0], inputs[1], &index, &mut outputs[0])
     }
 
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let shape = outputs[0].shape();
+        let table = Table::along(inputs[0], self.dim, shape);
+        let index = spread_index(inputs[1], self.dim, shape);
+        let inner = shape[self.dim + 1..].iter().product();
+        table.take_gpu(s, Self::NAME, [inputs[0], inputs[1]], &index, inner, &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let size = cx.input_meta(0).shape[self.dim];
         let Some(dy) = dys[0].as_ref().filter(|_| cx.needs(0)) else { return Ok(()) };
@@ -429,6 +468,13 @@ impl Op for IndexSelectBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
         let index = spread_index(inputs[1], self.dim, inputs[0].shape());
         scatter(Self::NAME, self.dim, inputs[0], inputs[1], &index, &mut outputs[0], scratch)
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (shape, size) = (outputs[0].shape(), self.size);
+        let (outer, inner) = (shape[..self.dim].iter().product(), shape[self.dim + 1..].iter().product());
+        let sums = Sums { by: Shape::from_dims(&[0]), step: 1, size, rows: size, outer, inner };
+        sums.run(s, Self::NAME, inputs[0], inputs[1], &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {

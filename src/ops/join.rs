@@ -7,9 +7,12 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
+use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1, size_class};
 use crate::cpu::par;
 use crate::cpu::strided::Runs;
+use crate::device::Stream;
+use crate::device::kernels::join;
+use crate::device::launch::{Dims, Dst, Src, Strides, merge};
 use crate::dtype::Element;
 use crate::shape::{Layout, MAX_RANK};
 use crate::tensor::{BackwardCx, Meta, Out, Tensor, View};
@@ -61,6 +64,19 @@ impl Op for Cat {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(outputs[0].dtype(), T => self.body::<T>(inputs, &mut outputs[0]));
+        Ok(())
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let strides = outputs[0].shape().strides();
+        let mut dst = outputs[0].dst();
+        let (len, mut start) = (dst.len(), 0);
+        for x in inputs {
+            if x.numel() > 0 {
+                place(s, x.src(), x.layout(), dst.again().part(start, len - start), &strides)?;
+            }
+            start += (x.shape()[self.dim] * strides[self.dim]) as u64;
+        }
         Ok(())
     }
 
@@ -126,6 +142,31 @@ impl Cat {
             Ok(())
         });
     }
+}
+
+/// Copies `src` on a GPU to the places of `dst` that `strides` name.
+fn place(s: &Stream, src: Src<'_>, layout: &Layout, dst: Dst<'_>, strides: &Shape) -> Result<()> {
+    let class = size_class(src.dtype());
+    let (x, y) = (src.cast(class), dst.cast(class));
+    let (mut dims, [mut xs, mut ys]) = merge(&layout.shape, [&layout.strides[..], &strides[..]]);
+    let vector = 16 / class.size();
+    let mut n = layout.numel() as u64;
+    let last = dims.rank.wrapping_sub(1) as usize;
+    // All but the innermost dimension step over whole vectors.
+    let whole = |by: &Strides| by.by[last] == 1 && by.by[..last].iter().all(|b| b % vector as i64 == 0);
+    let wide = dims.rank > 0
+        && dims.size[last] % vector as u64 == 0
+        && whole(&xs)
+        && whole(&ys)
+        && (x.address() | y.address()) % 16 == 0;
+    if wide {
+        dims.size[last] /= vector as u64;
+        n /= vector as u64;
+        for by in [&mut xs, &mut ys] {
+            by.by[..last].iter_mut().for_each(|b| *b /= vector as i64);
+        }
+    }
+    join::Place { wide: wide.into(), x, y, dims, xs, ys, n }.launch(s)
 }
 
 /// Calls `write` for parts of `out` (contiguous, of `shape`) with the rows of the first dimension that they hold.
@@ -194,6 +235,26 @@ impl Op for Pad {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(outputs[0].dtype(), T => self.body::<T>(inputs[0], &mut outputs[0]));
         Ok(())
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (x, shape, dtype) = (inputs[0], outputs[0].shape(), inputs[0].dtype());
+        let mut bits = [0; 8];
+        dispatch!(dtype, T => {
+            bits[..dtype.size()].copy_from_slice(bytemuck::bytes_of(&<T as Element>::from_f64(self.value)))
+        });
+        let class = size_class(dtype);
+        join::Pad {
+            x: x.src().cast(class),
+            y: outputs[0].dst().cast(class),
+            dims: Dims::of(&shape),
+            before: Dims::of(&self.before[..shape.rank()]),
+            inner: Dims::of(&x.shape()),
+            xs: Strides::of(&x.layout().strides),
+            n: shape.numel() as u64,
+            bits: u64::from_le_bytes(bits),
+        }
+        .launch(s)
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

@@ -8,6 +8,7 @@
 
 mod cross_entropy;
 mod distill;
+mod gpu;
 mod kinds;
 mod point;
 mod rows;

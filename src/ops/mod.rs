@@ -169,3 +169,14 @@ pub(crate) fn same_float(op: &'static str, inputs: &[Meta]) -> Result<crate::DTy
     }
     Ok(first)
 }
+
+/// The type as which kernels that only copy take elements of this type: one for each size.
+pub(crate) fn size_class(dtype: crate::DType) -> crate::DType {
+    use crate::DType;
+    match dtype.size() {
+        1 => DType::U8,
+        2 => DType::F16,
+        4 => DType::I32,
+        _ => DType::I64,
+    }
+}

@@ -5,11 +5,14 @@
 use std::ops::RangeInclusive;
 
 use crate::cpu::{par, simd};
+use crate::device::Stream;
+use crate::device::kernels::optim as kernels;
+use crate::device::stream::Temp;
 use crate::dtype::{Float, Real};
-use crate::ops::{Cases, Op, Plan, Tolerance};
+use crate::ops::{Cases, Op, Plan, Tolerance, run1};
 use crate::param::{ALIGN, FROZEN, StepBlock};
-use crate::tensor::{Meta, Out, View};
-use crate::{Arena, DType, Error, Result, dispatch};
+use crate::tensor::{Meta, Out, Tensor, View, no_grad};
+use crate::{Arena, DType, Error, Result, Shape, dispatch};
 
 /// Elements of a partial sum; a multiple of [`ALIGN`]. Decides the bits of the norm.
 const CHUNK: usize = 64 * ALIGN;
@@ -20,9 +23,52 @@ const LANES: usize = 16;
 /// [`ALIGN`], f32 (f64 for f64) within; gradients that have not landed count with what their memory holds.
 pub fn global_norm(arena: &Arena) -> Result<f64> {
     let (grads, table) = (arena.grads()?, arena.group_table()?);
-    let guard = grads.read()?;
-    dispatch!(float grads.dtype(), T => Ok(norm(View::new(&grads, &guard).data::<T>(), &table)), else {
-        Err(Error::internal("an arena of integers"))
+    let table = Tensor::from_slice(&table, table.len(), arena.device())?;
+    no_grad(|| run1(GlobalNorm, &[&grads, &table]))?.item()
+}
+
+/// The sums of squares of the chunks on a GPU: the first half of a norm.
+fn squares<'a>(s: &'a Stream, inputs: &[View<'_>]) -> Result<Temp<'a>> {
+    let n = inputs[0].numel();
+    let mut sums = s.temp(DType::F64, n.div_ceil(CHUNK).max(1))?;
+    let (grads, table) = (inputs[0].src(), inputs[1].src());
+    kernels::GradSquares { grads, table, sums: sums.dst(), n: n as u64 }.launch(s)?;
+    Ok(sums)
+}
+
+/// The norm of flat gradients without the frozen ones, as a scalar. Inputs: gradients, the group table.
+#[derive(Clone, Copy, Debug)]
+struct GlobalNorm;
+
+impl Op for GlobalNorm {
+    const NAME: &'static str = "global_norm";
+    const INPUTS: RangeInclusive<usize> = 2..=2;
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        Ok(Plan::one(inputs[0].with_dtype(DType::F64).with_shape(Shape::from_dims(&[]))))
+    }
+
+    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
+        outputs[0].slice::<f64>()[0] = norm_of(inputs)?;
+        Ok(())
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let sums = squares(s, inputs)?;
+        let count = inputs[0].numel().div_ceil(CHUNK) as u64;
+        kernels::GradNorm { sums: sums.src().part(0, count), norm: outputs[0].dst(), count }.launch(s)
+    }
+
+    fn cases() -> Cases<Self> {
+        Cases { dtypes: &[], tolerance: Tolerance::Exact, list: Vec::new() }
+    }
+}
+
+/// The norm of flat gradients in host memory, given their group table.
+fn norm_of(inputs: &[View<'_>]) -> Result<f64> {
+    let table = inputs[1].data::<u8>();
+    dispatch!(float inputs[0].dtype(), T => Ok(norm(inputs[0].data::<T>(), table)), else {
+        Err(Error::internal("gradients of integers"))
     })
 }
 
@@ -68,10 +114,7 @@ impl Op for ClipNorm {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let table = inputs[1].data::<u8>();
-        let norm = dispatch!(float inputs[0].dtype(), T => norm(inputs[0].data::<T>(), table), else {
-            return Err(Error::internal("not a float"))
-        });
+        let norm = norm_of(inputs)?;
         let floats = outputs[0].slice::<f64>();
         let norm = norm / floats[StepBlock::LOSS_SCALE];
         floats[StepBlock::NORM] = norm;
@@ -79,6 +122,13 @@ impl Op for ClipNorm {
         let factor = self.max_norm / (norm + 1e-6);
         floats[StepBlock::CLIP] = if factor > 1.0 { 1.0 } else { factor };
         Ok(())
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let sums = squares(s, inputs)?;
+        let (count, max_norm) = (inputs[0].numel().div_ceil(CHUNK) as u64, self.max_norm);
+        let (sums, floats) = (sums.src().part(0, count), outputs[0].dst());
+        kernels::ClipFactor { sums, floats, count, max_norm }.launch(s)
     }
 
     fn cases() -> Cases<Self> {

@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::rules::{Rule, Scalars};
 use crate::cpu::{par, simd};
+use crate::device::Stream;
+use crate::device::kernels::optim as kernels;
 use crate::dtype::{Float, Real};
 use crate::ops::{Cases, Op, Plan, Tolerance};
 use crate::param::{ALIGN, FROZEN, StepBlock};
@@ -43,6 +45,14 @@ impl Op for Advance {
         floats[StepBlock::BETA2_POWER] *= self.beta2;
         outputs[1].slice::<i64>()[0] += 1;
         Ok(())
+    }
+
+    fn gpu(&self, s: &Stream, _: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let [floats, step] = outputs else {
+            return Err(Error::internal("the step block has two parts"));
+        };
+        let (beta1, beta2) = (self.beta1, self.beta2);
+        kernels::Advance { floats: floats.dst(), step: step.dst(), beta1, beta2 }.launch(s)
     }
 
     fn cases() -> Cases<Self> {
@@ -164,6 +174,21 @@ impl<R: Rule> Op for Update<R> {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[0].dtype(), T => self.body::<T>(inputs, outputs), else Err(Error::internal("not a float")))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let [grads, floats, step, table] = [0, 1, 2, 3].map(|k: usize| inputs[k].src());
+        let Some((values, state)) = outputs.split_first_mut() else {
+            return Err(Error::internal("an update has values"));
+        };
+        let mut state = state.iter_mut().map(Out::dst);
+        let (f, numbers, flag) = self.rule.gpu();
+        let [a, b, c, d] = numbers.map(|v| v as f32);
+        let (values, n, limit) = (values.dst(), inputs[0].numel() as u64, self.clip_value as f32);
+        let [s0, s1, s2] = std::array::from_fn(|_| state.next());
+        let flag = flag.into();
+        kernels::Update { f, grads, values, s0, s1, s2, floats, step, table, n, limit, a, b, c, d, flag }
+            .launch(s)
     }
 
     fn cases() -> Cases<Self> {

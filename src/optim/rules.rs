@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 
 use super::check_rate;
+use crate::device::kernels::optim::UpdateF;
 use crate::dtype::Real;
 use crate::{Error, Result};
 
@@ -37,6 +38,8 @@ pub trait Rule: Copy + Debug + Send + Sync + 'static {
     }
     /// Errors if a hyper-parameter is out of range.
     fn check(&self) -> Result<()>;
+    /// The functor of the GPU kernel, and its parameters a to d and `flag`.
+    fn gpu(&self) -> (UpdateF, [f64; 4], bool);
     /// The new value of a parameter `p` with gradient `g`; `state` is updated.
     fn update<R: Real>(&self, p: R, g: R, state: [&mut R; 3], s: &Scalars<R>) -> R;
 }
@@ -81,6 +84,10 @@ impl Rule for Sgd {
             return Err(Error::argument("Nesterov momentum needs a momentum above 0 and no dampening"));
         }
         Ok(())
+    }
+
+    fn gpu(&self) -> (UpdateF, [f64; 4], bool) {
+        (UpdateF::Sgd, [self.momentum, 1.0 - self.dampening, 0.0, 0.0], self.nesterov)
     }
 
     #[inline(always)]
@@ -138,6 +145,10 @@ impl Rule for RmsProp {
         check_rate("eps", self.eps, false)?;
         check_fraction("alpha", self.alpha)?;
         check_fraction("momentum", self.momentum)
+    }
+
+    fn gpu(&self) -> (UpdateF, [f64; 4], bool) {
+        (UpdateF::RmsProp, [self.alpha, 1.0 - self.alpha, self.eps, self.momentum], self.centered)
     }
 
     #[inline(always)]
@@ -211,6 +222,11 @@ fn adam<R: Real>(betas: [f64; 2], eps: f64, p: R, g: R, m: &mut R, v: &mut R, s:
     p - s.step_size * (*m / (v.sqrt() / s.root_bias2 + R::of(eps)))
 }
 
+/// What the kernels take of Adam's parameters.
+fn adam_numbers(betas: [f64; 2], eps: f64) -> [f64; 4] {
+    [1.0 - betas[0], betas[1], 1.0 - betas[1], eps]
+}
+
 impl Rule for Adam {
     const NAME: &'static str = "adam";
 
@@ -228,6 +244,10 @@ impl Rule for Adam {
 
     fn check(&self) -> Result<()> {
         check_adam(self.betas, self.eps, self.weight_decay)
+    }
+
+    fn gpu(&self) -> (UpdateF, [f64; 4], bool) {
+        (UpdateF::Adam, adam_numbers(self.betas, self.eps), false)
     }
 
     #[inline(always)]
@@ -253,6 +273,10 @@ impl Rule for AdamW {
 
     fn check(&self) -> Result<()> {
         check_adam(self.betas, self.eps, self.weight_decay)
+    }
+
+    fn gpu(&self) -> (UpdateF, [f64; 4], bool) {
+        (UpdateF::AdamW, adam_numbers(self.betas, self.eps), false)
     }
 
     #[inline(always)]

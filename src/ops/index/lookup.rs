@@ -70,9 +70,21 @@ pub(in crate::ops) fn out_of_range(
         let values = index.layout().positions().map(|at| index.data::<I>()[at]);
         values.enumerate().find(|(_, v)| v.place() >= size && Some(v.value()) != allowed).map(|(p, v)| (p, v.value()))
     }, else None);
-    let Some((mut position, value)) = bad else {
+    let Some((position, value)) = bad else {
         return Error::internal("an index was refused, but all are in range").with_op(op);
     };
+    bad_index(op, shape, value, position as u64, size)
+}
+
+/// The error for the index `value` at `position` (in row-major order) of an index tensor of `shape`.
+pub(in crate::ops) fn bad_index(
+    op: &'static str,
+    shape: Shape,
+    value: i64,
+    position: u64,
+    size: usize,
+) -> Error {
+    let mut position = position as usize;
     let mut place = vec![0; shape.rank()];
     for (d, at) in place.iter_mut().enumerate().rev() {
         (*at, position) = (position % shape[d], position / shape[d]);

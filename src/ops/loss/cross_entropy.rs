@@ -9,12 +9,16 @@
 
 use std::ops::RangeInclusive;
 
+use super::gpu::{RowPlan, Sums, dy_of, packed, set_divisor, src};
 use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
 use super::{GRAIN, Reduction, SoftCrossEntropyLoss, no_gradient, same_float, with_some};
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
+use crate::device::Stream;
+use crate::device::kernels::loss as kernels;
+use crate::device::stream::FaultSlot;
 use crate::dtype::{Element, Float, Real};
-use crate::ops::index::{Index, index_dtype, out_of_range};
+use crate::ops::index::{Index, bad_index, index_dtype, out_of_range};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, ErrorKind, Result, Shape, dispatch};
@@ -91,6 +95,11 @@ pub(super) fn check_logits(
     Ok(classes)
 }
 
+/// Names what the index is, in the error for it.
+fn bad_class(error: Error, classes: usize) -> Error {
+    error.context(format!("a target is none of the {classes} classes"))
+}
+
 impl CrossEntropyLoss {
     /// Checks logits, target and weight.
     fn check(&self, op: &'static str, logits: Meta, target: Meta, weight: Option<&Meta>) -> Result<()> {
@@ -133,8 +142,23 @@ impl CrossEntropyLoss {
         if good {
             return Ok(());
         }
-        let error = out_of_range(op, target, classes, Some(self.ignore_index));
-        Err(error.context(format!("a target is none of the {classes} classes")))
+        Err(bad_class(out_of_range(op, target, classes, Some(self.ignore_index)), classes))
+    }
+
+    /// Where kernels report a target that is no class.
+    fn fault_slot<'a>(
+        s: &'a Stream,
+        op: &'static str,
+        target: &View<'_>,
+        classes: u64,
+    ) -> Result<FaultSlot<'a>> {
+        let (shape, classes) = (target.shape(), classes as usize);
+        s.fault_slot(move |value, at| bad_class(bad_index(op, shape, value, at, classes), classes))
+    }
+
+    /// `1 − ε` and `ε/C`.
+    fn smoothing(&self, classes: u64) -> (f32, f32) {
+        ((1.0 - self.label_smoothing) as f32, (self.label_smoothing / classes as f64) as f32)
     }
 
     fn body<T: Float>(&self, inputs: &[View<'_>], outs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
@@ -230,6 +254,54 @@ impl Op for CrossEntropyLoss {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[0].dtype(), T => self.body::<T>(inputs, outputs, scratch),
             else crate::ops::index::float_dtype(Self::NAME, inputs[0].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let plan = RowPlan::new(inputs[0].shape());
+        let (x, target) = (s.contiguous(&inputs[0])?, s.contiguous(&inputs[1])?);
+        let weight = packed(s, inputs.get(2))?;
+        let mut fault = Self::fault_slot(s, Self::NAME, &inputs[1], plan.classes)?;
+        let [loss, stats, divisor] = outputs else {
+            return Err(Error::internal("cross entropy has three outputs"));
+        };
+        let by = self.reduction.divisor(plan.rows as usize, inputs[0].shape());
+        let weighted = u32::from(self.reduction == Reduction::Mean);
+        let whole = self.reduction != Reduction::None;
+        let mut sums = Sums::new(s, plan.blocks())?;
+        let (each, one, parts) = match whole {
+            false => (Some(loss.dst()), None, None),
+            true => {
+                let (one, parts) = sums.split(loss.dst());
+                (None, one, parts)
+            }
+        };
+        let (rest, smooth) = self.smoothing(plan.classes);
+        kernels::CrossEntropy {
+            wide: plan.wide,
+            x: x.src(),
+            target: target.src(),
+            weight: src(&weight),
+            each,
+            divisor: one.as_ref().map(|_| divisor.dst()),
+            loss: one,
+            parts,
+            stats: stats.dst(),
+            fault: fault.dst(),
+            rows: plan.rows,
+            classes: plan.classes,
+            lanes: plan.lanes,
+            ignored: self.ignore_index,
+            rest,
+            smooth,
+            by,
+            weighted,
+            flat: plan.flat(x.src().dtype(), &[x.src().address()]),
+        }
+        .launch(s)?;
+        match whole {
+            false => set_divisor(s, divisor, by),
+            true => sums.finish(s, plan.blocks(), loss.dst(), Some(divisor.dst()), by, weighted),
+        }
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -401,6 +473,38 @@ impl Op for CrossEntropyLossBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[1].dtype(), T => self.body::<T>(inputs, &mut outputs[0], scratch),
             else crate::ops::index::float_dtype(Self::NAME, inputs[1].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let plan = RowPlan::new(inputs[1].shape());
+        let (dy, dy_step) = dy_of(s, &inputs[0], self.loss.reduction)?;
+        let (x, stats) = (s.contiguous(&inputs[1])?, s.contiguous(&inputs[2])?);
+        let (target, weight) = (s.contiguous(&inputs[4])?, packed(s, inputs.get(5))?);
+        let mut fault = CrossEntropyLoss::fault_slot(s, Self::NAME, &inputs[4], plan.classes)?;
+        let (add, dx) = (u32::from(outputs[0].mode() == Mode::Accumulate), outputs[0].dst());
+        let (rest, smooth) = self.loss.smoothing(plan.classes);
+        kernels::CrossEntropyBackward {
+            wide: plan.wide,
+            dy: dy.src(),
+            x: x.src(),
+            stats: stats.src(),
+            divisor: inputs[3].src(),
+            target: target.src(),
+            weight: src(&weight),
+            flat: plan.flat(x.src().dtype(), &[x.src().address(), dx.address()]),
+            dx,
+            fault: fault.dst(),
+            rows: plan.rows,
+            classes: plan.classes,
+            lanes: plan.lanes,
+            dy_step,
+            ignored: self.loss.ignore_index,
+            rest,
+            smooth,
+            divide: u32::from(matches!(self.loss.reduction, Reduction::Mean | Reduction::BatchMean)),
+            add,
+        }
+        .launch(s)
     }
 
     fn cases() -> Cases<Self> {

@@ -9,13 +9,16 @@
 use std::ops::RangeInclusive;
 
 use super::cross_entropy::{SUM, check_logits};
+use super::gpu::{RowPlan, Sums};
 use super::rows::{Rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta};
 use super::{GRAIN, Reduction, no_gradient, same_float};
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
+use crate::device::Stream;
+use crate::device::kernels::loss as kernels;
 use crate::dtype::{Element, Float, Real};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Values, run};
-use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};
 
 /// `KL(softmax(teacher/T) ‖ softmax(student/T)) · T²` for logits `[.., C]`, divided by the size of the first dimension.
@@ -113,6 +116,34 @@ impl Op for DistillationLoss {
             else crate::ops::index::float_dtype(Self::NAME, inputs[0].dtype()))
     }
 
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let plan = RowPlan::new(inputs[0].shape());
+        let (a, b) = (s.contiguous(&inputs[0])?, s.contiguous(&inputs[1])?);
+        let [loss, stats] = outputs else {
+            return Err(Error::internal("distillation has two outputs"));
+        };
+        let by = Reduction::BatchMean.divisor(plan.rows as usize, inputs[0].shape());
+        let mut sums = Sums::new(s, plan.blocks())?;
+        let (one, parts) = sums.split(loss.dst());
+        kernels::DistillationLoss {
+            wide: plan.wide,
+            a: a.src(),
+            b: b.src(),
+            loss: one,
+            parts,
+            stats: stats.dst(),
+            rows: plan.rows,
+            classes: plan.classes,
+            lanes: plan.lanes,
+            cool: (1.0 / self.temperature) as f32,
+            square: (self.temperature * self.temperature) as f32,
+            by,
+            flat: plan.flat(a.src().dtype(), &[a.src().address(), b.src().address()]),
+        }
+        .launch(s)?;
+        sums.finish(s, plan.blocks(), loss.dst(), None, by, 0)
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         if cx.needs(1) {
@@ -201,6 +232,28 @@ impl Op for DistillationLossBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[1].dtype(), T => self.body::<T>(inputs, &mut outputs[0]),
             else crate::ops::index::float_dtype(Self::NAME, inputs[1].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let plan = RowPlan::new(inputs[1].shape());
+        let (a, b, stats) = (s.contiguous(&inputs[1])?, s.contiguous(&inputs[2])?, s.contiguous(&inputs[3])?);
+        let by = Reduction::BatchMean.divisor(0, inputs[1].shape());
+        let (add, da) = (u32::from(outputs[0].mode() == Mode::Accumulate), outputs[0].dst());
+        kernels::DistillationLossBackward {
+            dy: inputs[0].src(),
+            a: a.src(),
+            b: b.src(),
+            stats: stats.src(),
+            flat: plan.flat(a.src().dtype(), &[a.src().address(), b.src().address(), da.address()]),
+            da,
+            rows: plan.rows,
+            classes: plan.classes,
+            lanes: plan.lanes,
+            cool: (1.0 / self.temperature) as f32,
+            scale: (self.temperature / by) as f32,
+            add,
+        }
+        .launch(s)
     }
 
     fn cases() -> Cases<Self> {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{PointKind, PointLoss, Reduction, with_some};
+use crate::device::kernels::loss::{PointLossBackwardF, PointLossF};
 use crate::dtype::Real;
 use crate::ops::{Tolerance, Values, run1};
 use crate::{Error, Result, Tensor};
@@ -30,6 +31,9 @@ impl PointKind for Mse {
     #[inline(always)]
     fn dt<A: Real>(&self, x: A, t: A, w: A, p: A) -> A {
         -self.dx(x, t, w, p)
+    }
+    fn gpu(&self) -> (PointLossF, PointLossBackwardF, f64) {
+        (PointLossF::Mse, PointLossBackwardF::Mse, 0.0)
     }
     fn samples() -> Vec<(Self, Values, Values)> {
         vec![(Mse, Values::Normal(1.0), Values::Normal(1.0))]
@@ -64,6 +68,9 @@ impl PointKind for L1 {
     #[inline(always)]
     fn dt<A: Real>(&self, x: A, t: A, w: A, p: A) -> A {
         -self.dx(x, t, w, p)
+    }
+    fn gpu(&self) -> (PointLossF, PointLossBackwardF, f64) {
+        (PointLossF::L1, PointLossBackwardF::L1, 0.0)
     }
     fn samples() -> Vec<(Self, Values, Values)> {
         vec![(L1, FAR, NEAR)]
@@ -112,6 +119,9 @@ impl PointKind for Huber {
     fn dt<A: Real>(&self, x: A, t: A, w: A, p: A) -> A {
         -self.dx(x, t, w, p)
     }
+    fn gpu(&self) -> (PointLossF, PointLossBackwardF, f64) {
+        (PointLossF::Huber, PointLossBackwardF::Huber, self.delta)
+    }
     fn samples() -> Vec<(Self, Values, Values)> {
         vec![(Huber { delta: 1.0 }, FAR, NEAR), (Huber { delta: 0.5 }, FAR, NEAR)]
     }
@@ -150,6 +160,9 @@ impl PointKind for SmoothL1 {
     fn dt<A: Real>(&self, x: A, t: A, w: A, p: A) -> A {
         -self.dx(x, t, w, p)
     }
+    fn gpu(&self) -> (PointLossF, PointLossBackwardF, f64) {
+        (PointLossF::SmoothL1, PointLossBackwardF::SmoothL1, self.beta)
+    }
     fn samples() -> Vec<(Self, Values, Values)> {
         [1.0, 0.5, 0.0].map(|beta| (SmoothL1 { beta }, FAR, NEAR)).to_vec()
     }
@@ -183,6 +196,9 @@ impl PointKind for Kl {
     #[inline(always)]
     fn dt<A: Real>(&self, x: A, t: A, _: A, _: A) -> A {
         if self.log_target { t.exp() * (t - x + A::ONE) } else { t.ln() + A::ONE - x }
+    }
+    fn gpu(&self) -> (PointLossF, PointLossBackwardF, f64) {
+        (PointLossF::Kl, PointLossBackwardF::Kl, f64::from(u8::from(self.log_target)))
     }
     fn samples() -> Vec<(Self, Values, Values)> {
         vec![
@@ -230,6 +246,9 @@ impl PointKind for Bce {
     #[inline(always)]
     fn dt<A: Real>(&self, x: A, _: A, w: A, p: A) -> A {
         w * ((p - A::ONE) * softplus_of_minus(x) - x)
+    }
+    fn gpu(&self) -> (PointLossF, PointLossBackwardF, f64) {
+        (PointLossF::Bce, PointLossBackwardF::Bce, 0.0)
     }
     fn samples() -> Vec<(Self, Values, Values)> {
         let kinds = [(false, false), (true, false), (false, true), (true, true)];

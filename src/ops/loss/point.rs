@@ -10,10 +10,14 @@ use std::ops::RangeInclusive;
 use std::fmt::Debug;
 use std::ops::Range;
 
+use super::gpu::Sums;
 use super::{BLOCK, GRAIN, Reduction, lane_sum, no_gradient, same_float};
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
 use crate::cpu::strided::Runs;
+use crate::device::Stream;
+use crate::device::kernels::loss as kernels;
+use crate::device::launch::{Dims, Src, Strides, merge};
 use crate::dtype::{Element, Float, Real};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Tolerance, Values};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
@@ -43,6 +47,8 @@ pub trait PointKind: Copy + Debug + Send + Sync + 'static {
     fn dx<A: Real>(&self, x: A, t: A, w: A, p: A) -> A;
     /// Its derivative by the target.
     fn dt<A: Real>(&self, x: A, t: A, w: A, p: A) -> A;
+    /// The functors of the GPU kernels, and the parameter that they get.
+    fn gpu(&self) -> (kernels::PointLossF, kernels::PointLossBackwardF, f64);
     /// Parameters to test, with values of input and target that keep away from kinks.
     fn samples() -> Vec<(Self, Values, Values)>;
 }
@@ -160,6 +166,45 @@ impl<'a, T: Float> Operand<'a, T> {
     }
 }
 
+/// Operands on a GPU: dy, x, t, w, p under one shape, as far as there are any.
+struct Points<'a> {
+    src: [Option<Src<'a>>; 5],
+    dims: Dims,
+    by: [Strides; 5],
+    n: usize,
+}
+
+impl<'a> Points<'a> {
+    /// Of x, t and then those of `extras` that the kind has.
+    fn new(dy: Option<View<'a>>, inputs: &[View<'a>], extras: [bool; 2]) -> Result<Points<'a>> {
+        let shape = inputs[0].shape();
+        let mut rest = inputs[2..].iter();
+        let mut next = |has: bool| if has { rest.next().copied() } else { None };
+        let views = [dy, Some(inputs[0]), Some(inputs[1]), next(extras[0]), next(extras[1])];
+        let mut strides = [Shape::from_dims(&vec![0; shape.rank()]); 5];
+        let mut src = [None; 5];
+        for (k, view) in views.into_iter().enumerate() {
+            let Some(view) = view else { continue };
+            strides[k] = view.expand(&shape)?.layout().strides;
+            src[k] = Some(view.src());
+        }
+        let (dims, by) = merge(&shape, strides.each_ref().map(|s| &s[..]));
+        Ok(Points { src, dims, by, n: shape.numel() })
+    }
+
+    /// 1 if vectors of 16 bytes will do: all operands contiguous or one value, these results aligned.
+    fn flat(&self, results: impl Iterator<Item = u64>) -> u32 {
+        let fits = |(src, by): (&Option<Src<'_>>, &Strides)| {
+            src.is_none_or(|src| by.by[0] == 0 || (by.by[0] == 1 && src.address() % 16 == 0))
+        };
+        let flat = self.dims.rank == 1
+            && self.n % 8 == 0
+            && self.src.iter().zip(&self.by).all(fits)
+            && results.into_iter().all(|a| a % 16 == 0);
+        flat.into()
+    }
+}
+
 /// `range` in pieces of [`BLOCK`].
 fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
@@ -233,6 +278,39 @@ impl<K: PointKind> Op for PointLoss<K> {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[0].dtype(), T => self.body::<T>(inputs, &mut outputs[0]),
             else crate::ops::index::float_dtype(Self::NAME, inputs[0].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let shape = inputs[0].shape();
+        let points = Points::new(None, inputs, self.kind.extras())?;
+        let (f, _, a) = self.kind.gpu();
+        let by = self.reduction.divisor(points.n, shape);
+        let each = self.reduction == Reduction::None;
+        let blocks = points.n.div_ceil(4096);
+        let mut sums = Sums::new(s, if each { 1 } else { blocks })?;
+        let (y, parts) = sums.split(outputs[0].dst());
+        let [_, xs, ts, ws, ps] = points.by;
+        kernels::PointLoss {
+            f,
+            x: inputs[0].src(),
+            target: inputs[1].src(),
+            w: points.src[3],
+            p: points.src[4],
+            flat: points.flat(each.then(|| y.as_ref().map_or(0, |y| y.address())).into_iter()),
+            y,
+            parts,
+            dims: points.dims,
+            xs,
+            ts,
+            ws,
+            ps,
+            n: points.n as u64,
+            a: a as f32,
+            by,
+            each: each.into(),
+        }
+        .launch(s)?;
+        sums.finish(s, blocks, outputs[0].dst(), None, by, 0)
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -361,6 +439,42 @@ impl<K: PointKind> Op for PointLossBackward<K> {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[0].dtype(), T => self.body::<T>(inputs, outputs),
             else crate::ops::index::float_dtype(Self::NAME, inputs[0].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let points = Points::new(Some(inputs[0]), &inputs[1..], self.kind.extras())?;
+        let (_, f, a) = self.kind.gpu();
+        let [add_x, add_t] = [0, 1].map(|k: usize| u32::from(outputs[k].mode() == Mode::Accumulate));
+        let [dx, dt] = outputs else {
+            return Err(Error::internal("the gradient of a loss has two outputs"));
+        };
+        let (dx, dt) = (dx.dst_if_wanted(), dt.dst_if_wanted());
+        let results = [&dx, &dt].into_iter().filter_map(|d| d.as_ref().map(|d| d.address()));
+        let flat = points.flat(results);
+        let [ys, xs, ts, ws, ps] = points.by;
+        kernels::PointLossBackward {
+            f,
+            dy: inputs[0].src(),
+            x: inputs[1].src(),
+            target: inputs[2].src(),
+            w: points.src[3],
+            p: points.src[4],
+            dx,
+            dt,
+            dims: points.dims,
+            ys,
+            xs,
+            ts,
+            ws,
+            ps,
+            n: points.n as u64,
+            a: a as f32,
+            scale: (1.0 / self.reduction.divisor(points.n, inputs[1].shape())) as f32,
+            add_x,
+            add_t,
+            flat,
+        }
+        .launch(s)
     }
 
     fn cases() -> Cases<Self> {

@@ -8,13 +8,16 @@
 use std::ops::RangeInclusive;
 
 use super::cross_entropy::{SUM, check_logits};
+use super::gpu::{RowPlan, Sums, dy_of, packed, src};
 use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
 use super::{GRAIN, Reduction, no_gradient, same_float};
 use crate::cpu::par;
 use crate::cpu::simd::vectorize;
+use crate::device::Stream;
+use crate::device::kernels::loss as kernels;
 use crate::dtype::{Element, Float, Real};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Values};
-use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
+use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};
 
 /// Cross entropy of logits `[.., C]` and probabilities `[.., C]`, with a weight `[C]` as third input if `weighted`.
@@ -139,6 +142,45 @@ impl Op for SoftCrossEntropyLoss {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[0].dtype(), T => self.body::<T>(inputs, outputs),
             else crate::ops::index::float_dtype(Self::NAME, inputs[0].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let plan = RowPlan::new(inputs[0].shape());
+        let (x, target) = (s.contiguous(&inputs[0])?, s.contiguous(&inputs[1])?);
+        let weight = packed(s, inputs.get(2))?;
+        let [loss, stats] = outputs else {
+            return Err(Error::internal("cross entropy with soft targets has two outputs"));
+        };
+        let by = self.reduction.divisor(plan.rows as usize, inputs[0].shape());
+        let whole = self.reduction != Reduction::None;
+        let mut sums = Sums::new(s, plan.blocks())?;
+        let (each, one, parts) = match whole {
+            false => (Some(loss.dst()), None, None),
+            true => {
+                let (one, parts) = sums.split(loss.dst());
+                (None, one, parts)
+            }
+        };
+        let (rest, even) = self.smoothing(plan.classes as usize);
+        kernels::SoftCrossEntropy {
+            wide: plan.wide,
+            x: x.src(),
+            target: target.src(),
+            weight: src(&weight),
+            each,
+            loss: one,
+            parts,
+            stats: stats.dst(),
+            rows: plan.rows,
+            classes: plan.classes,
+            lanes: plan.lanes,
+            rest,
+            even,
+            by,
+            flat: plan.flat(x.src().dtype(), &[x.src().address(), target.src().address()]),
+        }
+        .launch(s)?;
+        if whole { sums.finish(s, plan.blocks(), loss.dst(), None, by, 0) } else { Ok(()) }
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -272,6 +314,42 @@ impl Op for SoftCrossEntropyLossBackward {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[1].dtype(), T => self.body::<T>(inputs, outputs),
             else crate::ops::index::float_dtype(Self::NAME, inputs[1].dtype()))
+    }
+
+    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let plan = RowPlan::new(inputs[1].shape());
+        let (dy, dy_step) = dy_of(s, &inputs[0], self.loss.reduction)?;
+        let (x, stats) = (s.contiguous(&inputs[1])?, s.contiguous(&inputs[2])?);
+        let (target, weight) = (s.contiguous(&inputs[3])?, packed(s, inputs.get(4))?);
+        let [add_x, add_t] = [0, 1].map(|k: usize| u32::from(outputs[k].mode() == Mode::Accumulate));
+        let [dx, dt] = outputs else {
+            return Err(Error::internal("the gradient of cross entropy with soft targets has two outputs"));
+        };
+        let (dx, dt) = (dx.dst_if_wanted(), dt.dst_if_wanted());
+        let mut addresses = vec![x.src().address(), target.src().address()];
+        addresses.extend([&dx, &dt].iter().filter_map(|d| d.as_ref().map(|d| d.address())));
+        let (rest, even) = self.loss.smoothing(plan.classes as usize);
+        kernels::SoftCrossEntropyBackward {
+            wide: plan.wide,
+            dy: dy.src(),
+            x: x.src(),
+            stats: stats.src(),
+            target: target.src(),
+            weight: src(&weight),
+            dx,
+            dt,
+            rows: plan.rows,
+            classes: plan.classes,
+            lanes: plan.lanes,
+            dy_step,
+            rest,
+            even,
+            by: self.loss.reduction.divisor(plan.rows as usize, inputs[1].shape()) as f32,
+            flat: plan.flat(x.src().dtype(), &addresses),
+            add_x,
+            add_t,
+        }
+        .launch(s)
     }
 
     fn cases() -> Cases<Self> {
