@@ -19,54 +19,51 @@ template <class T> struct SimtOperand {
     u32 mode;
 };
 
-// One thread's share of the tiles of one operand: `LEN` rows by `DEPTH` of k, in quads of four neighbours.
+// One thread's share of the tiles of one operand: `LEN` rows by `DEPTH` of k, in quads of four neighbours. Of what can be told
+// from the arguments nothing is kept: the sums need the registers.
 template <class T, u32 LEN, u32 DEPTH, u32 THREADS> struct SimtPanel {
     static constexpr u32 QUADS = LEN * DEPTH / 4 / THREADS;
     static_assert(QUADS * THREADS * 4 == LEN * DEPTH, "whole quads for every thread");
+    SimtOperand<T> of;
     const T* from;             // the first quad of the tile that comes next
-    u64 step, quad_step, tile_step;
-    u32 row, size, col, k_end;
-    bool along_k, vector;
     f32 held[QUADS][4];
 
     // Row and k of the thread's first quad within a tile; the others are a whole number of rows, or of k, further.
-    WS_FN static u32 line(bool along_k) { return along_k ? threadIdx.x / (DEPTH / 4) : threadIdx.x % (LEN / 4) * 4; }
-    WS_FN static u32 depth(bool along_k) { return along_k ? threadIdx.x % (DEPTH / 4) * 4 : threadIdx.x / (LEN / 4); }
+    WS_FN u32 line(bool along_k) { return along_k ? threadIdx.x / (DEPTH / 4) : threadIdx.x % (LEN / 4) * 4; }
+    WS_FN u32 depth(bool along_k) { return along_k ? threadIdx.x % (DEPTH / 4) * 4 : threadIdx.x / (LEN / 4); }
     static constexpr u32 ROWS_APART = THREADS / (DEPTH / 4), K_APART = THREADS / (LEN / 4);
 
-    WS_FN SimtPanel(const SimtOperand<T>& of, GemmSlice k)
-        : size(of.size), k_end(k.to), along_k(of.mode & ALONG_K), vector(of.mode & VECTOR) {
-        row = of.first + line(along_k);
-        col = k.from + depth(along_k);
-        from = of.p + row * of.stride + col * of.k_stride;
-        step = along_k ? of.k_stride : of.stride;
-        quad_step = along_k ? ROWS_APART * of.stride : K_APART * of.k_stride;
-        tile_step = DEPTH * of.k_stride;
+    WS_METHOD void start(u32 k) {
+        const bool along_k = of.mode & ALONG_K;
+        from = of.p + (of.first + line(along_k)) * of.stride + (k + depth(along_k)) * of.k_stride;
     }
 
-    WS_FN void fetch() {
+    // Fetches the tile of which `left` of k are left.
+    WS_METHOD void fetch(u32 left) {
+        const bool along_k = of.mode & ALONG_K;
+        const u64 step = along_k ? of.k_stride : of.stride;
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
-            const u32 r = along_k ? row + i * ROWS_APART : row, c = along_k ? col : col + i * K_APART;
-            const u32 down = r < size ? size - r : 0, right = c < k_end ? k_end - c : 0;
+            const u32 row = of.first + line(along_k) + (along_k ? i * ROWS_APART : 0);
+            const u32 col = depth(along_k) + (along_k ? 0 : i * K_APART);
+            const u32 down = row < of.size ? of.size - row : 0, right = col < left ? left - col : 0;
             const u32 valid = along_k ? (down ? right : 0) : (right ? down : 0);
-            const T* quad = from + i * quad_step;
-            if (vector && valid >= 4) {
+            const T* quad = from + i * (along_k ? ROWS_APART * of.stride : K_APART * of.k_stride);
+            if (of.mode & VECTOR && valid >= 4) {
                 gemm_load4(quad, held[i]);
             } else {
 #pragma unroll
                 for (u32 j = 0; j < 4; ++j) held[i][j] = j < valid ? to_f32(quad[j * step]) : 0.0f;
             }
         }
-        from += tile_step;
-        col += DEPTH;
+        from += DEPTH * of.k_stride;
     }
 
     // The tile in shared memory lies [k][row], so that the products read neighbours whichever way it was fetched.
-    WS_FN void put(f32 (*to)[LEN + 4]) const {
+    WS_METHOD void put(f32 (*to)[LEN + 4]) const {
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
-            if (along_k) {
+            if (of.mode & ALONG_K) {
 #pragma unroll
                 for (u32 j = 0; j < 4; ++j) to[depth(true) + j][line(true) + i * ROWS_APART] = held[i][j];
             } else {
@@ -77,10 +74,11 @@ template <class T, u32 LEN, u32 DEPTH, u32 THREADS> struct SimtPanel {
 };
 
 // Two tiles of each factor; afterwards the rows of C that are on their way out. The padding of 4 keeps rows 16-byte aligned
-// and spreads a transposing store over the banks.
+// and spreads a transposing store over the banks. The block's place lies here too, so that it costs no registers meanwhile.
 template <u32 BM, u32 BN, u32 DEPTH> struct SimtTiles {
     alignas(16) f32 a[2][DEPTH][BM + 4];
     alignas(16) f32 b[2][DEPTH][BN + 4];
+    GemmPlace place;
 };
 
 // The lanes of a warp stand 4 down and 8 across.
@@ -89,7 +87,7 @@ constexpr u32 LANES_DOWN = 4, LANES_ACROSS = 8;
 // One BM x BN tile of C by a block of threads that have TM x TN sums each, in quads of 4 x 4 spread over the warp's tile.
 template <class T, u32 BM, u32 BN, u32 DEPTH, u32 TM, u32 TN, u32 THREADS>
 WS_FN void simt_tile(SimtTiles<BM, BN, DEPTH>& tiles, const SimtOperand<T>& of_a, const SimtOperand<T>& of_b, GemmSlice k,
-                     const GemmStore<T>& to) {
+                     const GemmStore<T>& results, u32 splits) {
     constexpr u32 WM = LANES_DOWN * TM, WN = LANES_ACROSS * TN, WARPS_DOWN = BM / WM;
     static_assert(THREADS == 32 * WARPS_DOWN * (BN / WN), "warps cover the tile");
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -97,21 +95,23 @@ WS_FN void simt_tile(SimtTiles<BM, BN, DEPTH>& tiles, const SimtOperand<T>& of_a
     const u32 col = warp / WARPS_DOWN * WN + lane % LANES_ACROSS * 4;
     f32 sum[TM][TN] = {};
 
-    SimtPanel<T, BM, DEPTH, THREADS> a(of_a, k);
-    SimtPanel<T, BN, DEPTH, THREADS> b(of_b, k);
-    a.fetch();
-    b.fetch();
+    SimtPanel<T, BM, DEPTH, THREADS> a = {of_a};
+    SimtPanel<T, BN, DEPTH, THREADS> b = {of_b};
+    a.start(k.from);
+    b.start(k.from);
+    a.fetch(k.to - k.from);
+    b.fetch(k.to - k.from);
     a.put(tiles.a[0]);
     b.put(tiles.b[0]);
     u32 now = 0;
 #pragma unroll 1
-    for (u32 at = k.from; at < k.to; at += DEPTH) {
+    for (u32 left = k.to - k.from; left != 0;) {
         // Publishes tile `now`; the other one, which the last round read, may be overwritten after it.
         __syncthreads();
-        const bool more = k.to - at > DEPTH;
-        if (more) {
-            a.fetch();
-            b.fetch();
+        left = left > DEPTH ? left - DEPTH : 0;
+        if (left != 0) {
+            a.fetch(left);
+            b.fetch(left);
         }
 #pragma unroll
         for (u32 d = 0; d < DEPTH; ++d) {
@@ -133,7 +133,7 @@ WS_FN void simt_tile(SimtTiles<BM, BN, DEPTH>& tiles, const SimtOperand<T>& of_a
 #pragma unroll
                 for (u32 j = 0; j < TN; ++j) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
         }
-        if (more) {
+        if (left != 0) {
             a.put(tiles.a[now ^ 1]);
             b.put(tiles.b[now ^ 1]);
         }
@@ -141,8 +141,9 @@ WS_FN void simt_tile(SimtTiles<BM, BN, DEPTH>& tiles, const SimtOperand<T>& of_a
     }
 
     // Two rows of every thread at a time.
+    const GemmStore<T> to = gemm_store_of(results, tiles.place, splits);
     constexpr u32 STAGED = WARPS_DOWN * LANES_DOWN * 2, PITCH = BN + 4;
-    static_assert(sizeof(f32) * STAGED * PITCH <= sizeof(tiles), "staged rows fit where the tiles were");
+    static_assert(sizeof(f32) * STAGED * PITCH <= sizeof(tiles.a) + sizeof(tiles.b), "staged rows fit where the tiles were");
     f32* staged = &tiles.a[0][0][0];
     const u32 mine = warp % WARPS_DOWN * LANES_DOWN + lane / LANES_ACROSS;
 #pragma unroll 1
@@ -157,9 +158,9 @@ WS_FN void simt_tile(SimtTiles<BM, BN, DEPTH>& tiles, const SimtOperand<T>& of_a
                     gemm_store4(staged + (mine * 2 + i % 2) * PITCH + col + j * LANES_ACROSS, v, 4, true);
                 }
         __syncthreads();      // publishes the staged rows
-        gemm_store_rows<STAGED, BN, PITCH, THREADS>(staged, to, of_b.first, [&](u32 s) {
+        gemm_store_rows<STAGED, BN, PITCH, THREADS>(staged, to, tiles.place.col, [&](u32 s) {
             const u32 i = pass * 2 + s % 2, thread = s / 2;
-            return of_a.first + thread / LANES_DOWN * WM + i / 4 * (LANES_DOWN * 4) + thread % LANES_DOWN * 4 + i % 4;
+            return tiles.place.row + thread / LANES_DOWN * WM + i / 4 * (LANES_DOWN * 4) + thread % LANES_DOWN * 4 + i % 4;
         });
     }
 }
@@ -173,13 +174,15 @@ KERNEL(simt_128x128, types(T: f32), in(T, a, any), in(T, b, any), opt_in(T, bias
        launch(grid = plan, block = 256, shared = 0)) {
     using Tiles = SimtTiles<128, 128, 8>;
     SHARED(Tiles, tiles);
-    const GemmPlace at = gemm_place(m, n, 128, 128, splits, batches);
+    if (threadIdx.x == 0) tiles.place = gemm_place(m, n, 128, 128, splits, batches);
+    __syncthreads();      // publishes the place
+    const GemmPlace& at = tiles.place;
     if (!at.inside) return;
     const GemmSlice range = gemm_slice(at.split, slice, k);
     const SimtOperand<T> of_a = {a + offset_of(at.batch, batch, a_batch), a_row, a_k, at.row, m, a_mode};
     const SimtOperand<T> of_b = {b + offset_of(at.batch, batch, b_batch), b_col, b_k, at.col, n, b_mode};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    simt_tile<T, 128, 128, 8, 8, 8, 256>(tiles, of_a, of_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    simt_tile<T, 128, 128, 8, 8, 8, 256>(tiles, of_a, of_b, range, all, splits);
 }
 
 // C = f(A B + bias), 64 x 64 of C a block, 8 x 4 a thread.
@@ -191,13 +194,15 @@ KERNEL(simt_64x64, types(T: f32, bf16, f16), in(T, a, any), in(T, b, any), opt_i
        launch(grid = plan, block = 128, shared = 0)) {
     using Tiles = SimtTiles<64, 64, 8>;
     SHARED(Tiles, tiles);
-    const GemmPlace at = gemm_place(m, n, 64, 64, splits, batches);
+    if (threadIdx.x == 0) tiles.place = gemm_place(m, n, 64, 64, splits, batches);
+    __syncthreads();      // publishes the place
+    const GemmPlace& at = tiles.place;
     if (!at.inside) return;
     const GemmSlice range = gemm_slice(at.split, slice, k);
     const SimtOperand<T> of_a = {a + offset_of(at.batch, batch, a_batch), a_row, a_k, at.row, m, a_mode};
     const SimtOperand<T> of_b = {b + offset_of(at.batch, batch, b_batch), b_col, b_k, at.col, n, b_mode};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    simt_tile<T, 64, 64, 8, 8, 4, 128>(tiles, of_a, of_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    simt_tile<T, 64, 64, 8, 8, 4, 128>(tiles, of_a, of_b, range, all, splits);
 }
 
 // C = f(A B + bias), 32 x 32 of C a block, 4 x 4 a thread.
@@ -209,13 +214,15 @@ KERNEL(simt_32x32, types(T: f32, bf16, f16), in(T, a, any), in(T, b, any), opt_i
        launch(grid = plan, block = 64, shared = 0)) {
     using Tiles = SimtTiles<32, 32, 32>;
     SHARED(Tiles, tiles);
-    const GemmPlace at = gemm_place(m, n, 32, 32, splits, batches);
+    if (threadIdx.x == 0) tiles.place = gemm_place(m, n, 32, 32, splits, batches);
+    __syncthreads();      // publishes the place
+    const GemmPlace& at = tiles.place;
     if (!at.inside) return;
     const GemmSlice range = gemm_slice(at.split, slice, k);
     const SimtOperand<T> of_a = {a + offset_of(at.batch, batch, a_batch), a_row, a_k, at.row, m, a_mode};
     const SimtOperand<T> of_b = {b + offset_of(at.batch, batch, b_batch), b_col, b_k, at.col, n, b_mode};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    simt_tile<T, 32, 32, 32, 4, 4, 64>(tiles, of_a, of_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    simt_tile<T, 32, 32, 32, 4, 4, 64>(tiles, of_a, of_b, range, all, splits);
 }
 
 // C = f((C +) sums of the slices + bias): what the products leave in `part` where k is split, slices in ascending order.

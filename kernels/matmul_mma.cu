@@ -9,7 +9,6 @@
 // 16 bytes, and strides without a unit, take `mma_any`, which fetches element by element and is otherwise the same.
 // Tensor cores truncate where they sum: an error of up to 2 units of the last f32 place for every 16 of k.
 #include "core/gemm.cuh"
-#include "core/ptx.cuh"
 
 constexpr u32 MMA_DEPTH = 32;        // of k a stage
 constexpr u32 MMA_STAGES = 3;        // three 128 x 128 stages are 48 KiB: two blocks a multiprocessor from sm_86 on
@@ -33,7 +32,7 @@ template <class T, bool K_MAJOR_, u32 LEN, u32 THREADS> struct MmaAligned {
     u64 pitch;                 // elements from one line to the next
     u32 first, size, k_end;    // the tile's first row of A (column of B), rows in all, end of the slice of k
 
-    WS_FN void load(Chunk* tile, u32 k) const {
+    WS_METHOD void load(Chunk* tile, u32 k) const {
         const u32 chunk = threadIdx.x % PER_LINE;
 #pragma unroll
         for (u32 i = 0; i < ROUNDS; ++i) {
@@ -56,7 +55,7 @@ template <class T, u32 LEN, u32 THREADS> struct MmaAny {
     u32 first, size, k_end;
     u32 along_k;               // whether neighbouring threads should take neighbours along k rather than rows
 
-    WS_FN void load(Chunk* tile, u32 k) const {
+    WS_METHOD void load(Chunk* tile, u32 k) const {
 #pragma unroll 1
         for (u32 i = 0; i < ROUNDS; ++i) {
             const u32 id = threadIdx.x + i * THREADS;
@@ -98,7 +97,8 @@ template <u32 BM, u32 BN> struct MmaRing {
 
 // One BM x BN tile of C by warps of WM x WN each.
 template <class T, u32 BM, u32 BN, u32 WM, u32 WN, class A, class B>
-WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, GemmStore<T> to) {
+WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, const GemmStore<T>& results,
+                   const GemmPlace& at, u32 splits) {
     constexpr u32 WARPS_DOWN = BM / WM, THREADS = 32 * WARPS_DOWN * (BN / WN);
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 row = warp % WARPS_DOWN * WM, col = warp / WARPS_DOWN * WN;
@@ -146,6 +146,7 @@ WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, 
     }
     ptx::cp_async_wait<0>();
 
+    const GemmStore<T> to = gemm_store_of(results, at, splits);
     // 16 rows of every warp at a time. Lane l has rows l / 4 and l / 4 + 8, columns l % 4 * 2 and the next one.
     constexpr u32 STAGED = WARPS_DOWN * 16, PITCH = BN + 4;
     static_assert(sizeof(f32) * STAGED * PITCH <= sizeof(ring), "staged rows fit where the ring was");
@@ -188,7 +189,7 @@ KERNEL(mma_256x128, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a
     const MmaAligned<T, KA == 1, 256, 256> from_a = {a + offset_of(at.batch, batch, a_batch), a_pitch, at.row, m, range.to};
     const MmaAligned<T, KB == 1, 128, 256> from_b = {b + offset_of(at.batch, batch, b_batch), b_pitch, at.col, n, range.to};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    mma_tile<T, 256, 128, 64, 64>(*ring, from_a, from_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    mma_tile<T, 256, 128, 64, 64>(*ring, from_a, from_b, range, all, at, splits);
 }
 
 // C = f(A B + bias), 128 x 128 of C a block, 64 x 64 a warp, two blocks a multiprocessor.
@@ -207,7 +208,7 @@ KERNEL(mma_128x128, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a
     const MmaAligned<T, KA == 1, 128, 128> from_a = {a + offset_of(at.batch, batch, a_batch), a_pitch, at.row, m, range.to};
     const MmaAligned<T, KB == 1, 128, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_pitch, at.col, n, range.to};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    mma_tile<T, 128, 128, 64, 64>(ring, from_a, from_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    mma_tile<T, 128, 128, 64, 64>(ring, from_a, from_b, range, all, at, splits);
 }
 
 // C = f(A B + bias), 64 x 64 of C a block, 32 x 32 a warp.
@@ -226,7 +227,7 @@ KERNEL(mma_64x64, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a, 
     const MmaAligned<T, KA == 1, 64, 128> from_a = {a + offset_of(at.batch, batch, a_batch), a_pitch, at.row, m, range.to};
     const MmaAligned<T, KB == 1, 64, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_pitch, at.col, n, range.to};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    mma_tile<T, 64, 64, 32, 32>(ring, from_a, from_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    mma_tile<T, 64, 64, 32, 32>(ring, from_a, from_b, range, all, at, splits);
 }
 
 // C = f(A B + bias) for any strides and addresses, 64 x 64 of C a block. Modes: 1 where a thread's neighbours lie along k.
@@ -244,5 +245,5 @@ KERNEL(mma_any, types(T: bf16, f16), in(T, a, any), in(T, b, any), opt_in(T, bia
     const MmaAny<T, 64, 128> from_a = {a + offset_of(at.batch, batch, a_batch), a_row, a_k, at.row, m, range.to, a_mode & 1};
     const MmaAny<T, 64, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_col, b_k, at.col, n, range.to, b_mode & 1};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    mma_tile<T, 64, 64, 32, 32>(ring, from_a, from_b, range, gemm_store_of(all, at.batch, at.split, splits));
+    mma_tile<T, 64, 64, 32, 32>(ring, from_a, from_b, range, all, at, splits);
 }

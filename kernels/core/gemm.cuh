@@ -53,12 +53,12 @@ template <class T> struct GemmStore {
     u32 quads;           // whether n and all addresses are multiples of four elements
 };
 
-// Picks matrix `batch` (and slice `split`) of the results.
-template <class T> WS_FN GemmStore<T> gemm_store_of(GemmStore<T> all, u64 batch, u32 split, u32 splits) {
+// The block's matrix (and slice of k) of all results. Called after the products: the pointers would cost them registers.
+template <class T> WS_FN GemmStore<T> gemm_store_of(GemmStore<T> all, const GemmPlace& at, u32 splits) {
     const u64 size = u64(all.m) * all.n;
-    if (all.c) all.c += batch * size;
-    if (all.pre) all.pre += batch * size;
-    if (all.part) all.part += (batch * splits + split) * size;
+    if (all.c) all.c += at.batch * size;
+    if (all.pre) all.pre += at.batch * size;
+    if (all.part) all.part += (at.batch * splits + at.split) * size;
     return all;
 }
 
@@ -99,8 +99,17 @@ WS_FN void gemm_finish(const GemmStore<T>& to, u64 at, u32 width, f32 (&v)[4], c
         for (u32 j = 0; j < 4; ++j) v[j] += bias[j];
     }
     if (to.pre) gemm_store4(to.pre + at, v, width, whole);
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) v[j] = ws_activate(to.activation, v[j]);
+    if (to.activation != WS_IDENTITY) {
+        // Rolled, with the four turning through fixed registers: the code of all activations stands once, not four times.
+#pragma unroll 1
+        for (u32 j = 0; j < 4; ++j) {
+            const f32 y = ws_activate(to.activation, v[0]);
+            v[0] = v[1];
+            v[1] = v[2];
+            v[2] = v[3];
+            v[3] = y;
+        }
+    }
     gemm_store4(to.c + at, v, width, whole);
 }
 
