@@ -41,7 +41,6 @@ template <class T, u32 LEN, u32 DEPTH, u32 THREADS> struct SimtPanel {
     // Fetches the tile of which `left` of k are left.
     WS_METHOD void fetch(u32 left) {
         const bool along_k = of.mode & ALONG_K;
-        const u64 step = along_k ? of.k_stride : of.stride;
 #pragma unroll
         for (u32 i = 0; i < QUADS; ++i) {
             const u32 row = of.first + line(along_k) + (along_k ? i * ROWS_APART : 0);
@@ -53,7 +52,10 @@ template <class T, u32 LEN, u32 DEPTH, u32 THREADS> struct SimtPanel {
                 gemm_load4(quad, held[i]);
             } else {
 #pragma unroll
-                for (u32 j = 0; j < 4; ++j) held[i][j] = j < valid ? to_f32(quad[j * step]) : 0.0f;
+                for (u32 j = 0; j < 4; ++j) {
+                    held[i][j] = j < valid ? to_f32(*quad) : 0.0f;
+                    quad += along_k ? of.k_stride : of.stride;
+                }
             }
         }
         from += DEPTH * of.k_stride;

@@ -95,6 +95,12 @@ template <u32 BM, u32 BN> struct MmaRing {
     Stage stages[MMA_STAGES];
 };
 
+// The small tiles keep their place in shared memory: it costs registers that decide how many blocks run.
+struct MmaSmall {
+    MmaRing<64, 64> ring;
+    GemmPlace place;
+};
+
 // One BM x BN tile of C by warps of WM x WN each.
 template <class T, u32 BM, u32 BN, u32 WM, u32 WN, class A, class B>
 WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, const GemmStore<T>& results,
@@ -169,7 +175,7 @@ WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, 
                     }
         __syncthreads();      // publishes the staged rows
         gemm_store_rows<STAGED, BN, PITCH, THREADS>(
-            staged, to, b.first, [&](u32 s) { return a.first + s / 16 * WM + pass * 16 + s % 16; });
+            staged, to, at.col, [&](u32 s) { return at.row + s / 16 * WM + pass * 16 + s % 16; });
     }
 }
 
@@ -219,15 +225,16 @@ KERNEL(mma_64x64, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a, 
        val(u64, batches), val(u64, a_pitch), val(u64, b_pitch), val(u32, m), val(u32, n), val(u32, k), val(u32, splits),
        val(u32, slice), val(u32, activation), val(u32, add), val(u32, quads),
        launch(grid = plan, block = 128, shared = 0)) {
-    using Ring = MmaRing<64, 64>;
-    SHARED(Ring, ring);
-    const GemmPlace at = gemm_place(m, n, 64, 64, splits, batches);
+    SHARED(MmaSmall, small);
+    if (threadIdx.x == 0) small.place = gemm_place(m, n, 64, 64, splits, batches);
+    __syncthreads();      // publishes the place
+    const GemmPlace& at = small.place;
     if (!at.inside) return;
     const GemmSlice range = gemm_slice(at.split, slice, k);
     const MmaAligned<T, KA == 1, 64, 128> from_a = {a + offset_of(at.batch, batch, a_batch), a_pitch, at.row, m, range.to};
     const MmaAligned<T, KB == 1, 64, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_pitch, at.col, n, range.to};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    mma_tile<T, 64, 64, 32, 32>(ring, from_a, from_b, range, all, at, splits);
+    mma_tile<T, 64, 64, 32, 32>(small.ring, from_a, from_b, range, all, at, splits);
 }
 
 // C = f(A B + bias) for any strides and addresses, 64 x 64 of C a block. Modes: 1 where a thread's neighbours lie along k.
@@ -237,13 +244,14 @@ KERNEL(mma_any, types(T: bf16, f16), in(T, a, any), in(T, b, any), opt_in(T, bia
        val(u64, batches), val(u64, a_row), val(u64, a_k), val(u64, b_k), val(u64, b_col), val(u32, m), val(u32, n),
        val(u32, k), val(u32, splits), val(u32, slice), val(u32, a_mode), val(u32, b_mode), val(u32, activation),
        val(u32, add), val(u32, quads), launch(grid = plan, block = 128, shared = 0)) {
-    using Ring = MmaRing<64, 64>;
-    SHARED(Ring, ring);
-    const GemmPlace at = gemm_place(m, n, 64, 64, splits, batches);
+    SHARED(MmaSmall, small);
+    if (threadIdx.x == 0) small.place = gemm_place(m, n, 64, 64, splits, batches);
+    __syncthreads();      // publishes the place
+    const GemmPlace& at = small.place;
     if (!at.inside) return;
     const GemmSlice range = gemm_slice(at.split, slice, k);
     const MmaAny<T, 64, 128> from_a = {a + offset_of(at.batch, batch, a_batch), a_row, a_k, at.row, m, range.to, a_mode & 1};
     const MmaAny<T, 64, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_col, b_k, at.col, n, range.to, b_mode & 1};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
-    mma_tile<T, 64, 64, 32, 32>(ring, from_a, from_b, range, all, at, splits);
+    mma_tile<T, 64, 64, 32, 32>(small.ring, from_a, from_b, range, all, at, splits);
 }
