@@ -12,7 +12,7 @@
 //!        | map(name)                  a tensor map
 //!        | val(scalar, name) | val(Dims, name) | val(Strides, name)                  by value
 //!        | arch(sm_90a)               instances exist on that architecture only
-//!        | launch(grid = plan | dims, block = dims of integers, shared = plan | expr)
+//!        | launch(grid = plan | dims, block = dims of integers, shared = plan | expr [, blocks = integer])
 //! len    = any | expr
 //! type   = a type parameter | scalar      scalar = f32 f64 f16 bf16 u8 u32 i32 u64 i64
 //! dims   = expr | (expr, expr) | (expr, expr, expr)
@@ -259,6 +259,9 @@ pub struct Kernel {
     pub grid: Option<Vec<Expr>>,
     pub block: [u32; 3],
     pub shared: Option<Expr>,
+    /// Blocks that a multiprocessor should hold: the compiler spends registers accordingly. Without it ptxas may prefer
+    /// another block to a few spilled registers.
+    pub blocks: Option<u32>,
 }
 
 impl Kernel {

@@ -80,11 +80,9 @@ pub fn unit(unit: &Unit) -> String {
             let all = arguments(kernel, &values, |_| true);
             let pass = list(kernel.params.iter().map(|p| format!("a.{}", p.name())), ", ");
             line!(s, "using {symbol}_args_ = {name}_args{args};");
-            line!(
-                s,
-                "WS_INSTANCE({symbol}, {symbol}_args_, {}) {{ ws_{name}{all}({pass}); }}",
-                kernel.threads()
-            );
+            let blocks = kernel.blocks.map_or(String::new(), |b| format!(", {b}"));
+            let bounds = format!("{}{blocks}", kernel.threads());
+            line!(s, "WS_INSTANCE({symbol}, {symbol}_args_, {bounds}) {{ ws_{name}{all}({pass}); }}");
         }
         if kernel.arch.is_some() {
             line!(s, "#endif");

@@ -284,6 +284,7 @@ impl Parser<'_> {
             grid: None,
             block: [0; 3],
             shared: None,
+            blocks: None,
         };
         // Expressions may name vals that are declared later; checked at the end.
         let mut exprs = Vec::new();
@@ -493,6 +494,19 @@ impl Parser<'_> {
             }
             let new = kernel.grid.iter().flatten().chain(&kernel.shared);
             exprs.extend(new.map(|e| (from, e.clone())));
+        }
+        if self.eat(',') {
+            let (at, word) = self.word("`blocks = ...`")?;
+            if word != "blocks" {
+                return self.fail(at, "expected `blocks = ...` or `)`");
+            }
+            self.want('=')?;
+            self.peek();
+            let from = self.at;
+            kernel.blocks = match self.expr(0)?.constant() {
+                Some(n @ 1..=32) => Some(n as u32),
+                _ => return self.fail(from, "blocks is an integer from 1 to 32"),
+            };
         }
         Ok(())
     }

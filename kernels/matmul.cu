@@ -173,7 +173,7 @@ KERNEL(simt_128x128, types(T: f32), in(T, a, any), in(T, b, any), opt_in(T, bias
        val(Strides, a_batch), val(Strides, b_batch), val(u64, batches), val(u64, a_row), val(u64, a_k), val(u64, b_k),
        val(u64, b_col), val(u32, m), val(u32, n), val(u32, k), val(u32, splits), val(u32, slice), val(u32, a_mode),
        val(u32, b_mode), val(u32, activation), val(u32, add), val(u32, quads),
-       launch(grid = plan, block = 256, shared = 0)) {
+       launch(grid = plan, block = 256, shared = 0, blocks = 2)) {
     using Tiles = SimtTiles<128, 128, 8>;
     SHARED(Tiles, tiles);
     if (threadIdx.x == 0) tiles.place = gemm_place(m, n, 128, 128, splits, batches);
@@ -193,7 +193,7 @@ KERNEL(simt_64x64, types(T: f32, bf16, f16), in(T, a, any), in(T, b, any), opt_i
        val(Strides, a_batch), val(Strides, b_batch), val(u64, batches), val(u64, a_row), val(u64, a_k), val(u64, b_k),
        val(u64, b_col), val(u32, m), val(u32, n), val(u32, k), val(u32, splits), val(u32, slice), val(u32, a_mode),
        val(u32, b_mode), val(u32, activation), val(u32, add), val(u32, quads),
-       launch(grid = plan, block = 128, shared = 0)) {
+       launch(grid = plan, block = 128, shared = 0, blocks = 4)) {
     using Tiles = SimtTiles<64, 64, 8>;
     SHARED(Tiles, tiles);
     if (threadIdx.x == 0) tiles.place = gemm_place(m, n, 64, 64, splits, batches);
@@ -213,7 +213,7 @@ KERNEL(simt_32x32, types(T: f32, bf16, f16), in(T, a, any), in(T, b, any), opt_i
        val(Strides, a_batch), val(Strides, b_batch), val(u64, batches), val(u64, a_row), val(u64, a_k), val(u64, b_k),
        val(u64, b_col), val(u32, m), val(u32, n), val(u32, k), val(u32, splits), val(u32, slice), val(u32, a_mode),
        val(u32, b_mode), val(u32, activation), val(u32, add), val(u32, quads),
-       launch(grid = plan, block = 64, shared = 0)) {
+       launch(grid = plan, block = 64, shared = 0, blocks = 5)) {
     using Tiles = SimtTiles<32, 32, 32>;
     SHARED(Tiles, tiles);
     if (threadIdx.x == 0) tiles.place = gemm_place(m, n, 32, 32, splits, batches);

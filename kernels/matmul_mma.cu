@@ -186,7 +186,7 @@ KERNEL(mma_256x128, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a
        opt_out(f32, part, batches * splits * m * n), val(Dims, batch), val(Strides, a_batch), val(Strides, b_batch),
        val(u64, batches), val(u64, a_pitch), val(u64, b_pitch), val(u32, m), val(u32, n), val(u32, k), val(u32, splits),
        val(u32, slice), val(u32, activation), val(u32, add), val(u32, quads),
-       launch(grid = plan, block = 256, shared = 73728)) {
+       launch(grid = plan, block = 256, shared = 73728, blocks = 1)) {
     using Ring = MmaRing<256, 128>;
     DYN_SHARED(Ring, ring);
     const GemmPlace at = gemm_place(m, n, 256, 128, splits, batches);
@@ -205,7 +205,7 @@ KERNEL(mma_128x128, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a
        opt_out(f32, part, batches * splits * m * n), val(Dims, batch), val(Strides, a_batch), val(Strides, b_batch),
        val(u64, batches), val(u64, a_pitch), val(u64, b_pitch), val(u32, m), val(u32, n), val(u32, k), val(u32, splits),
        val(u32, slice), val(u32, activation), val(u32, add), val(u32, quads),
-       launch(grid = plan, block = 128, shared = 0)) {
+       launch(grid = plan, block = 128, shared = 0, blocks = 2)) {
     using Ring = MmaRing<128, 128>;
     SHARED(Ring, ring);
     const GemmPlace at = gemm_place(m, n, 128, 128, splits, batches);
@@ -224,7 +224,7 @@ KERNEL(mma_64x64, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a, 
        opt_out(f32, part, batches * splits * m * n), val(Dims, batch), val(Strides, a_batch), val(Strides, b_batch),
        val(u64, batches), val(u64, a_pitch), val(u64, b_pitch), val(u32, m), val(u32, n), val(u32, k), val(u32, splits),
        val(u32, slice), val(u32, activation), val(u32, add), val(u32, quads),
-       launch(grid = plan, block = 128, shared = 0)) {
+       launch(grid = plan, block = 128, shared = 0, blocks = 4)) {
     SHARED(MmaSmall, small);
     if (threadIdx.x == 0) small.place = gemm_place(m, n, 64, 64, splits, batches);
     __syncthreads();      // publishes the place
@@ -243,7 +243,7 @@ KERNEL(mma_any, types(T: bf16, f16), in(T, a, any), in(T, b, any), opt_in(T, bia
        opt_out(f32, part, batches * splits * m * n), val(Dims, batch), val(Strides, a_batch), val(Strides, b_batch),
        val(u64, batches), val(u64, a_row), val(u64, a_k), val(u64, b_k), val(u64, b_col), val(u32, m), val(u32, n),
        val(u32, k), val(u32, splits), val(u32, slice), val(u32, a_mode), val(u32, b_mode), val(u32, activation),
-       val(u32, add), val(u32, quads), launch(grid = plan, block = 128, shared = 0)) {
+       val(u32, add), val(u32, quads), launch(grid = plan, block = 128, shared = 0, blocks = 4)) {
     SHARED(MmaSmall, small);
     if (threadIdx.x == 0) small.place = gemm_place(m, n, 64, 64, splits, batches);
     __syncthreads();      // publishes the place

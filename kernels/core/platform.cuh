@@ -40,11 +40,12 @@ using i32 = int32_t; using i64 = int64_t; using f32 = float; using f64 = double;
 
 // The head of one instance: a kernel whose only parameter is its argument struct `a`. On the host a function that runs one
 // thread; WS_TABLE names the list of them that the generated file ends with.
+// `...` are the threads of a block and, if the declaration says it, the blocks that a multiprocessor should hold.
 #if WS_GPU
-  #define WS_INSTANCE(symbol, Args, threads) \
-      extern "C" __global__ void __launch_bounds__(threads) symbol(const __grid_constant__ Args a)
+  #define WS_INSTANCE(symbol, Args, ...) \
+      extern "C" __global__ void __launch_bounds__(__VA_ARGS__) symbol(const __grid_constant__ Args a)
 #else
-  #define WS_INSTANCE(symbol, Args, threads) static void symbol([[maybe_unused]] const Args& a)
+  #define WS_INSTANCE(symbol, Args, ...) static void symbol([[maybe_unused]] const Args& a)
   #ifdef WS_SIM_CHECKED
     #define WS_TABLE(unit) sim_checked_table_##unit
   #else

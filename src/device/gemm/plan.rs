@@ -159,8 +159,8 @@ impl Tile {
 
     const fn traits(self) -> Traits {
         let (rows, cols, tensor_cores, resident, percent) = match self {
-            Tile::Simt128 => (128, 128, false, 1, 75),
-            Tile::Simt64 => (64, 64, false, 5, 60),
+            Tile::Simt128 => (128, 128, false, 2, 75),
+            Tile::Simt64 => (64, 64, false, 4, 60),
             Tile::Simt32 => (32, 32, false, 8, 40),
             Tile::Mma256 => (256, 128, true, 1, 80),
             Tile::Mma128 => (128, 128, true, 2, 72),
