@@ -9,8 +9,6 @@
 #![forbid(unsafe_code)]
 
 pub mod plan;
-#[cfg(all(test, feature = "sim"))]
-mod tests;
 
 use super::kernels::{matmul, matmul_mma};
 use super::launch::{Dims, Dst, Src, Strides, merge, narrow};

@@ -6,6 +6,7 @@
 
 pub(crate) mod copy;
 pub mod driver;
+pub mod gemm;
 pub mod kernels;
 pub mod launch;
 pub mod pool;
