@@ -7,6 +7,7 @@
 pub(crate) mod copy;
 pub mod driver;
 pub(crate) mod elementwise;
+pub mod gemm;
 pub mod kernels;
 pub mod launch;
 pub mod pool;

@@ -8,6 +8,8 @@ use super::{ActivationBackward, Arg, Case, Cases, MatMul, Op, Plan, SumTo, Toler
 use crate::cpu::activation::{Activation, Reads};
 use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, gemm};
 use crate::cpu::simd::MatMut;
+use crate::device::Stream;
+use crate::device::gemm::{self as gpu, Factor};
 use crate::dtype::Float;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View, grad_enabled};
 use crate::{DType, Error, Result, Shape, dispatch};
@@ -115,6 +117,34 @@ impl Op for Linear {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float outputs[0].dtype(), T => self.body::<T>(inputs, outputs), else Err(Error::internal("not a float")))
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (x, w) = (inputs[0], inputs[1]);
+        let (m, k, n) = Linear::sizes(&x.shape(), &w.shape());
+        // Rows at one distance from each other are read where they lie.
+        let rows = x.layout().reshape(&Shape::from_dims(&[m, k]));
+        let packed;
+        let (src, stride, k_stride) = match rows {
+            Some(l) => (x.src(), l.strides[0], l.strides[1]),
+            None => {
+                packed = stream.contiguous(&x)?;
+                (packed.src(), k, 1)
+            }
+        };
+        let a = Factor { src, stride, k_stride, batch: &[] };
+        let b = Factor {
+            src: w.src(),
+            stride: w.layout().strides[0],
+            k_stride: w.layout().strides[1],
+            batch: &[],
+        };
+        let bias = inputs.get(2).map(|b| stream.contiguous(b)).transpose()?;
+        let bias = bias.as_ref().map(|b| b.src());
+        let (y, pre) = outputs.split_at_mut(1);
+        let (c, pre) = (y[0].dst(), pre.first_mut().map(|p| p.dst()));
+        let activation = self.activation as u32;
+        gpu::gemm(stream, gpu::Gemm { batch: &[], m, n, k, a, b, c, add: false, bias, activation, pre })
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

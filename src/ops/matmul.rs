@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use super::{Arg, Case, Cases, Op, Plan, SumTo, Tolerance, Values, run1};
 use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, Product, gemm, gemm_batch};
 use crate::cpu::simd::MatMut;
+use crate::device::gemm::{self as gpu, Factor};
+use crate::device::{Stream, launch::Dst};
 use crate::dtype::Float;
 use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
@@ -107,6 +109,32 @@ impl Op for MatMul {
         dispatch!(float out.dtype(), T => product::<T>(inputs[0], inputs[1], out), else Err(Error::internal("not a float")))
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (a, b, out) = (inputs[0], inputs[1], &mut outputs[0]);
+        let shape = out.shape();
+        let batch = batch_of(&shape);
+        let (m, n, k) = (shape[shape.rank() - 2], shape[shape.rank() - 1], a.shape()[a.shape().rank() - 1]);
+        let add = out.mode() == Mode::Accumulate;
+        if batch_of(&b.shape()).numel() == 1
+            && let Some(rows) = a.layout().reshape(&Shape::from_dims(&[batch.numel() * m, k]))
+        {
+            // As on the CPU: the rows of all batches are the rows of one product.
+            let m = batch.numel() * m;
+            return product_on_gpu(stream, (m, n, k), &[], (&a, &rows), (&b, b.layout()), out.dst(), add);
+        }
+        let wide_a = a.expand(&matrix_shape(&batch, m, k)?)?;
+        let wide_b = b.expand(&matrix_shape(&batch, k, n)?)?;
+        product_on_gpu(
+            stream,
+            (m, n, k),
+            &batch,
+            (&a, wide_a.layout()),
+            (&b, wide_b.layout()),
+            out.dst(),
+            add,
+        )
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         if cx.needs(0) {
@@ -158,6 +186,24 @@ impl Op for MatMul {
             list: shapes.iter().map(case).collect(),
         }
     }
+}
+
+/// `c (+)= a · b` of a batch; each factor with the layout that it is read by.
+fn product_on_gpu(
+    stream: &Stream,
+    (m, n, k): (usize, usize, usize),
+    batch: &[usize],
+    (a, a_layout): (&View<'_>, &Layout),
+    (b, b_layout): (&View<'_>, &Layout),
+    c: Dst<'_>,
+    add: bool,
+) -> Result<()> {
+    let last = |layout: &Layout, back: usize| layout.strides[layout.shape.rank() - back];
+    let lead = |layout: &'_ Layout| layout.strides[..batch.len()].to_vec();
+    let (a_batch, b_batch) = (lead(a_layout), lead(b_layout));
+    let a = Factor { src: a.src(), stride: last(a_layout, 2), k_stride: last(a_layout, 1), batch: &a_batch };
+    let b = Factor { src: b.src(), stride: last(b_layout, 1), k_stride: last(b_layout, 2), batch: &b_batch };
+    gpu::gemm(stream, gpu::Gemm { batch, m, n, k, a, b, c, add, bias: None, activation: 0, pre: None })
 }
 
 /// Delivers a · b as the gradient of input `i`, summed over the dimensions of the batch that input `i` does not have.
