@@ -188,6 +188,38 @@ pub fn narrow(what: &str, value: usize) -> Result<u32> {
         .map_err(|_| Error::unsupported("launch", format!("{what} of {value} does not fit 32 bits")))
 }
 
+/// Rows of a contiguous matrix, for kernels that give a warp or a block to each (`kernels/core/rows.cuh`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// How many.
+    pub rows: u64,
+    /// Elements of each.
+    pub n: u32,
+    /// 1 if every row of every operand can be moved in pieces of 16 bytes.
+    pub vector: u32,
+}
+
+impl Rows {
+    /// `rows` rows of `n` elements of `dtype`, in operands at `addresses` (0: absent).
+    pub fn new(rows: usize, n: u32, addresses: &[u64], dtype: DType) -> Rows {
+        let aligned = addresses.iter().all(|a| a % 16 == 0);
+        let vector = aligned && (n as usize * dtype.size()).is_multiple_of(16);
+        Rows { rows: rows as u64, n, vector: vector.into() }
+    }
+
+    /// The smallest of `choices` (ascending) so that a warp's 32 lanes hold a row in so many pieces of 16 bytes each;
+    /// `None` if the row is too long.
+    pub fn per_lane(n: u32, dtype: DType, choices: &[u32]) -> Option<u32> {
+        let piece = 16 / dtype.size() as u32;
+        choices.iter().copied().find(|per| n <= 32 * per * piece)
+    }
+
+    /// 1 if a block keeps a row of `n` numbers as f32 in 32 KiB of shared memory.
+    pub fn cached(n: u32) -> u32 {
+        u32::from(n <= 8192)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +235,16 @@ mod tests {
         assert_eq!(merge(&[1, 1], [&[7, 7]]), (Dims::of(&[]), [Strides::of(&[])]));
         assert!(is_row_major(&Dims::of(&[24]), &Strides::of(&[1])));
         assert!(!is_row_major(&Dims::of(&[2, 12]), &Strides::of(&[0, 1])));
+    }
+
+    #[test]
+    fn rows_are_moved_whole_where_all_operands_allow_it() {
+        assert_eq!(Rows::new(3, 8, &[512, 0], DType::BF16).vector, 1);
+        assert_eq!(Rows::new(3, 8, &[512, 1032], DType::BF16).vector, 0);
+        assert_eq!(Rows::new(3, 7, &[512], DType::BF16).vector, 0);
+        assert_eq!(Rows::per_lane(128, DType::F32, &[1, 2]), Some(1));
+        assert_eq!(Rows::per_lane(129, DType::F32, &[1, 2]), Some(2));
+        assert_eq!(Rows::per_lane(257, DType::F32, &[1, 2]), None);
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod gpu;
+
 use std::ops::RangeInclusive;
 
 use super::reduce::{float_only, into_wide, real, same_dtype, store, wide, wide_dtype};
@@ -15,6 +17,7 @@ use crate::cpu::copy::move_elements;
 use crate::cpu::par;
 use crate::cpu::pool::Block;
 use crate::cpu::reduce::{GRAIN, join_rows, sum_slices, vectorize};
+use crate::device::Stream;
 use crate::dtype::Real;
 use crate::shape::{IntoShape, Layout};
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
@@ -359,6 +362,12 @@ impl Op for LayerNorm {
         real!(Self::NAME, inputs[0].dtype(), A => forward::<A>(inputs[0], (weight, bias), how, outputs))
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let weight = self.weight.then(|| &inputs[1]);
+        let bias = self.bias.then(|| &inputs[1 + usize::from(self.weight)]);
+        gpu::forward(stream, &inputs[0], (weight, bias), (self.shape.numel(), true, self.eps), outputs)
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let saved = [cx.input(0)?, cx.output(1)?, cx.output(2)?];
         let weight = if self.weight { Some(cx.input(1)?) } else { None };
@@ -414,6 +423,14 @@ impl Op for LayerNormBackward {
         real!(Self::NAME, inputs[0].dtype(), A => {
             backward::<A>(&tape, self.shape.numel(), &mut dx[0], [weights.first_mut(), biases.first_mut()])
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let tape = tape(inputs, true, self.weight, self.stats);
+        let (dx, params) = outputs.split_at_mut(1);
+        let (weights, biases) = params.split_at_mut(usize::from(self.weight));
+        let dparams = [weights.first_mut(), biases.first_mut()];
+        gpu::backward(stream, &tape, self.shape.numel(), &mut dx[0], dparams)
     }
 
     fn cases() -> Cases<Self> {
@@ -486,6 +503,11 @@ impl Op for RmsNorm {
         real!(Self::NAME, inputs[0].dtype(), A => forward::<A>(inputs[0], (weight, None), how, outputs))
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let weight = self.weight.then(|| &inputs[1]);
+        gpu::forward(stream, &inputs[0], (weight, None), (self.shape.numel(), false, self.eps), outputs)
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let saved = [cx.input(0)?, cx.output(1)?];
         let weight = if self.weight { Some(cx.input(1)?) } else { None };
@@ -535,6 +557,12 @@ impl Op for RmsNormBackward {
         real!(Self::NAME, inputs[0].dtype(), A => {
             backward::<A>(&tape, self.shape.numel(), &mut dx[0], [weights.first_mut(), None])
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let tape = tape(inputs, false, self.weight, self.stats);
+        let (dx, weights) = outputs.split_at_mut(1);
+        gpu::backward(stream, &tape, self.shape.numel(), &mut dx[0], [weights.first_mut(), None])
     }
 
     fn cases() -> Cases<Self> {

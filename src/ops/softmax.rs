@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+mod gpu;
+
 use std::ops::RangeInclusive;
 
 use super::reduce::{folded, into_wide, map, real, same_dtype, wide};
@@ -17,6 +19,7 @@ use crate::cpu::par;
 use crate::cpu::pool::Block;
 use crate::cpu::reduce::{Fold, GRAIN, Max, Reduction, Sum, SumOf};
 use crate::cpu::reduce::{fold_slices, merged, position, sum_slices, vectorize};
+use crate::device::Stream;
 use crate::dtype::{Element, Real};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape};
@@ -228,6 +231,10 @@ impl Op for Softmax {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu::forward(stream, gpu::Kind::Plain, self.dim, &inputs[0], &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let y = cx.output(0)?;
@@ -272,6 +279,10 @@ impl Op for SoftmaxBackward {
             let sum = View::of(sum.typed::<A>(), shape.with(self.dim, 1));
             map::<A, 3>([inputs[0], inputs[1], sum], &mut outputs[0], #[inline(always)] |[y, dy, sum]| y * (dy - sum))
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu::backward(stream, gpu::Kind::Plain, self.dim, [&inputs[0], &inputs[1]], &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {
@@ -320,6 +331,10 @@ impl Op for LogSoftmax {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu::forward(stream, gpu::Kind::Log, self.dim, &inputs[0], &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let y = cx.output(0)?;
@@ -365,6 +380,10 @@ impl Op for LogSoftmaxBackward {
             let sum = View::of(sum.typed::<A>(), shape.with(self.dim, 1));
             map::<A, 3>([inputs[0], dy, sum], &mut outputs[0], #[inline(always)] |[y, dy, sum]| dy - Real::exp(y) * sum)
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu::backward(stream, gpu::Kind::Log, self.dim, [&inputs[0], &inputs[1]], &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {
