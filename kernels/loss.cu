@@ -28,8 +28,11 @@ WS_FN void sum_block(BlockSums& sums, f64& a, f64& b) {
             sums.of[1][threadIdx.x] += sums.of[1][threadIdx.x + half];
         }
     }
-    a = sums.of[0][0];
-    b = sums.of[1][0];
+    // Thread 0 wrote the last round itself; the others may not look without another barrier.
+    if (threadIdx.x == 0) {
+        a = sums.of[0][0];
+        b = sums.of[1][0];
+    }
 }
 
 // What a block leaves: `total` and `count` (weights) as the loss itself, if there is one block, else as its part.
