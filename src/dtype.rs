@@ -119,11 +119,23 @@ macro_rules! elements {
 elements! {
     f32 => F32, |v| v as f64, |v| v as f32;
     f64 => F64, |v| v, |v| v;
-    bf16 => BF16, bf16::to_f64, bf16::from_f64;
-    f16 => F16, f16::to_f64, f16::from_f64;
+    bf16 => BF16, bf16::to_f64, |v| bf16::from_f32(to_odd(v));
+    f16 => F16, f16::to_f64, |v| f16::from_f32(to_odd(v));
     u8 => U8, |v| v as f64, |v| v as u8;
     i32 => I32, |v| v as f64, |v| v as i32;
     i64 => I64, |v| v as f64, |v| v as i64;
+}
+
+/// `v` as f32 with its last bit set if that is not exact: rounding this to 16 bits is rounding `v` once, on every machine.
+/// (`half` rounds twice where the processor has F16C, and ignores the last 32 bits of a tie.)
+#[inline(always)]
+fn to_odd(v: f64) -> f32 {
+    let nearest = v as f32;
+    if f64::from(nearest) == v || v.is_nan() {
+        return nearest;
+    }
+    let beyond = u32::from(f64::from(nearest).abs() > v.abs());
+    f32::from_bits((nearest.to_bits() - beyond) | 1)
 }
 
 macro_rules! floats {
@@ -273,6 +285,23 @@ macro_rules! dispatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sixteen_bit_floats_round_once() {
+        fn check<T: Element>(half: f64) {
+            let of = |v: f64| T::from_f64(v).to_f64();
+            // About the middle between 1 and the next number, by less than f32 can tell.
+            let middle = 1.0 + half;
+            assert_eq!(of(middle), 1.0);
+            assert_eq!(of(middle + f64::EPSILON), 1.0 + 2.0 * half);
+            assert_eq!(of(-middle - f64::EPSILON), -1.0 - 2.0 * half);
+            assert_eq!(of(middle + 2.0 * half - f64::EPSILON), 1.0 + 2.0 * half);
+            assert_eq!((of(1e300), of(-1e-300).to_bits()), (f64::INFINITY, (-0f64).to_bits()));
+            assert!(of(f64::NAN).is_nan());
+        }
+        check::<f16>(1.0 / 2048.0);
+        check::<bf16>(1.0 / 256.0);
+    }
 
     #[test]
     fn sizes_agree_with_the_rust_types() {

@@ -98,9 +98,13 @@ pub fn rounded(data: Vec<f64>, dtype: DType) -> Vec<f64> {
     data.into_iter().map(|v| reference::round::to(dtype, v)).collect()
 }
 
-/// The bytes of the elements in row-major order.
+/// The bytes of the elements in row-major order, all NaN alike: which of two NaN a processor passes on is no matter of ours.
 pub fn bits(t: &Tensor) -> Vec<u8> {
-    dispatch!(t.dtype(), T => bytemuck::cast_slice::<T, u8>(&t.to_vec::<T>().unwrap()).to_vec())
+    dispatch!(t.dtype(), T => {
+        let mut values = t.to_vec::<T>().unwrap();
+        values.iter_mut().filter(|v| v.partial_cmp(v).is_none()).for_each(|v| *v = T::from_f64(f64::NAN));
+        bytemuck::cast_slice::<T, u8>(&values).to_vec()
+    })
 }
 
 /// The values of one input, not yet rounded.
