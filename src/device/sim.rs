@@ -6,7 +6,7 @@
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -80,10 +80,14 @@ impl FromStr for SimOptions {
 
     /// Reads what follows `sim:`: any of `forward`, `reverse`, `random`, `pct`, `checked`, `seed=N`, `memory=BYTES`,
     /// `fail-allocation=N`, `fail-launch=N`, separated by commas. `reverse` and `pct` finish asynchronous operations as
-    /// late as they may, `random` by chance.
+    /// late as they may, `random` by chance. `library=PATH` loads a library whose kernels replace ours from then on.
     fn from_str(text: &str) -> Result<SimOptions> {
         let mut options = SimOptions::default();
         for word in text.split(',') {
+            if let Some(path) = word.strip_prefix("library=") {
+                load_library(path)?;
+                continue;
+            }
             let (name, value) = word.split_once('=').map_or((word, None), |(n, v)| (n, v.parse().ok()));
             match (name, value) {
                 ("forward", None) => (options.order, options.timing) = (Order::Forward, Timing::Earliest),
@@ -116,7 +120,25 @@ struct SimLaunch {
     n_ranges: u64,
 }
 
+/// `SimTensorMap` in `kernels/sim/sim.h`.
+#[repr(C)]
+struct SimTensorMap {
+    address: u64,
+    size: [u64; 2],
+    pitch: u64,
+    element: u32,
+    tile: [u32; 2],
+    swizzle: u32,
+}
+
 unsafe extern "C" {
+    fn sim_load(library: *const c_char, what: *mut c_char, room: usize) -> c_int;
+    fn sim_tensor_map(
+        desc: *const SimTensorMap,
+        map: *mut TensorMap,
+        what: *mut c_char,
+        room: usize,
+    ) -> c_int;
     fn sim_args_size(symbol: *const c_char) -> usize;
     fn sim_launch(
         symbol: *const c_char,
@@ -126,6 +148,27 @@ unsafe extern "C" {
         what: *mut c_char,
         room: usize,
     ) -> c_int;
+}
+
+/// Calls into the simulator with room for what it has to say: the status, and that text.
+fn call(f: impl FnOnce(*mut c_char, usize) -> c_int) -> (c_int, String) {
+    let mut what = [0u8; 4096];
+    let status = f(what.as_mut_ptr().cast(), what.len());
+    let what = CStr::from_bytes_until_nul(&what).map(|w| w.to_string_lossy().into_owned());
+    (status, what.unwrap_or_else(|_| "an overlong report".into()))
+}
+
+/// Takes the kernels of a library in place of ours, in the whole process: how tests see that a fault planted in a kernel
+/// makes them fail.
+fn load_library(path: &str) -> Result<()> {
+    let failed = |why: String| Error::argument(format!("library of the simulator {path:?}: {why}"));
+    let name = CString::new(path).map_err(|e| failed(e.to_string()))?;
+    // SAFETY: a C string and room for the answer. What the library does when loaded is the caller's business, as with
+    // any program that is started.
+    match call(|what, room| unsafe { sim_load(name.as_ptr(), what, room) }) {
+        (0, _) => Ok(()),
+        (_, why) => Err(failed(why)),
+    }
 }
 
 /// A simulated GPU.
@@ -273,26 +316,28 @@ impl Driver for Simulator {
             ranges: buffers.as_ptr(),
             n_ranges: buffers.len() as u64,
         };
-        let mut what = [0u8; 4096];
+        let (name, size) = (kernel.symbol.as_ptr(), kernel.args);
         // SAFETY: `args` holds `kernel.args` bytes (the caller's promise; the simulator compares the size with the
         // kernel's own), the buffers are live, `what` has the room that is named.
-        let status = unsafe {
-            let room = what.len();
-            sim_launch(kernel.symbol.as_ptr(), args, kernel.args, &launch, what.as_mut_ptr().cast(), room)
-        };
+        let (status, what) = call(|what, room| unsafe { sim_launch(name, args, size, &launch, what, room) });
         if status == 0 {
             return Ok(());
         }
-        let what = CStr::from_bytes_until_nul(&what).map(|w| w.to_string_lossy().into_owned());
-        let what = what.unwrap_or_else(|_| "an overlong report".into());
         Err(match status {
             1 => Error::new(ErrorKind::DeviceFailed, what),
             _ => Error::internal(format!("launch of {symbol}: {what}")),
         })
     }
 
-    fn tensor_map(&self, _: &TensorMapDesc) -> Result<TensorMap> {
-        Err(Error::unsupported("tensor_map", "no kernel of the library uses one yet"))
+    fn tensor_map(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
+        let &TensorMapDesc { address, element, size, pitch, tile, swizzle } = desc;
+        let desc = SimTensorMap { address, size, pitch, element, tile, swizzle };
+        let mut map = TensorMap([0; 128]);
+        // SAFETY: `map` has the size and alignment of a tensor map, `what` the room that is named.
+        match call(|what, room| unsafe { sim_tensor_map(&desc, &mut map, what, room) }) {
+            (0, _) => Ok(map),
+            (_, why) => Err(Error::argument(why)),
+        }
     }
 
     fn record(&self) -> Result<Event> {
