@@ -66,6 +66,10 @@ type Opener = (String, Box<dyn FnMut() -> Result<Device>>);
 #[cfg(feature = "sim")]
 fn openers(args: &SelftestArgs) -> Result<Vec<Opener>> {
     use crate::device::sim::{Order, SimOptions, Timing};
+    if args.device.starts_with("sim:") {
+        let name = args.device.clone();
+        return Ok(vec![(String::new(), Box::new(move || name.parse()))]);
+    }
     if args.device != "sim" {
         return opener(args);
     }
