@@ -11,6 +11,7 @@ template <class T> WS_FN T clamped(T x, T low, T high) {
     return x > high || high != high ? high : x;
 }
 WS_FN f32 abs_grad(f32 dy, f32 x) { return x > 0.0f ? dy : x < 0.0f ? -dy : x * 0.0f * dy; }
+WS_FN f32 squared(f32 x) { return x * x; }
 WS_FN f32 powf_grad(f32 dy, f32 x, f64 p) { return p == 0.0 ? 0.0f * dy : dy * (f32(p) * ws_pow(x, f32(p - 1.0))); }
 WS_FN f32 pow_grad_a(f32 dy, f32 a, f32 b) { return b == 0.0f ? 0.0f * dy : dy * (b * ws_pow(a, b - 1.0f)); }
 WS_FN f32 pow_grad_b(f32 dy, f32 a, f32 b) {
@@ -32,6 +33,7 @@ UNARY(GeluTanh, ws_gelu_tanh(x), ws_gelu_tanh_grad(dy, s))
 UNARY(Silu, ws_silu(x), ws_silu_grad(dy, s))
 UNARY(Sigmoid, ws_sigmoid(x), ws_sigmoid_grad(dy, s))
 UNARY(Tanh, ws_tanh(x), ws_tanh_grad(dy, s))
+UNARY(Softsign, x / (1.0f + ws_abs(x)), dy * squared(1.0f / (1.0f + ws_abs(s))))
 UNARY(Exp, ws_exp(x), dy * s)
 UNARY(Log, ws_log(x), dy / s)
 UNARY(Sqrt, sqrtf(x), dy / (s + s))

@@ -580,6 +580,14 @@ unary! {
     |x| Activation::Tanh.apply(x), |dy, y| Activation::Tanh.backward(dy, y);
     [Tanh {}], Values::Normal(1.0), Values::Uniform(-0.99, 0.99), ulp(2.0), ulp(3.0);
 
+    /// x / (1 + |x|)
+    softsign() = Softsign, "softsign_backward", Input;
+    |x| x / (R::ONE + x.abs()), |dy, x| {
+        let slope = R::ONE / (R::ONE + x.abs());
+        dy * (slope * slope)
+    };
+    [Softsign {}], ZERO, ZERO, ulp(2.0), ulp(4.0);
+
     /// eˣ
     exp() = Exp, "exp_backward", Output;
     |x| x.exp(), |dy, y| dy * y;

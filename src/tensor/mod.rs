@@ -121,9 +121,14 @@ impl Tensor {
     /// A tensor whose elements all are `value`, converted to `dtype` as [`Element::from_f64`] does.
     pub fn full(shape: impl IntoShape, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
         let meta = Meta { shape: shape.into_shape()?, dtype, device };
-        let mut block = Block::new(meta.bytes())?;
-        crate::dispatch!(dtype, T => block.typed_mut::<T>().fill(T::from_f64(value)));
-        Tensor::from_block(block, meta)
+        if device.is_cpu() {
+            let mut block = Block::new(meta.bytes())?;
+            crate::dispatch!(dtype, T => block.typed_mut::<T>().fill(T::from_f64(value)));
+            return Tensor::from_block(block, meta);
+        }
+        let full = Tensor::empty(meta, "tensor")?;
+        transfer::fill(&full, value)?;
+        Ok(full)
     }
 
     /// A tensor of zeros.

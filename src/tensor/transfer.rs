@@ -7,6 +7,7 @@ use std::panic::Location;
 use super::{Tensor, View};
 use crate::cpu::copy::move_elements;
 use crate::device::launch::Dst;
+use crate::dtype::Element;
 use crate::shape::Layout;
 use crate::{Device, Error, ErrorKind, Result, dispatch};
 
@@ -70,6 +71,16 @@ pub(crate) fn fill_zero(dst: &Tensor) -> Result<()> {
         device => device.gpu()?.fill(target.address(), 0, dst.byte_span().len())?,
     }
     Ok(())
+}
+
+/// Overwrites contiguous `dst`, on a GPU, by `value` converted to its type.
+#[track_caller]
+pub(crate) fn fill(dst: &Tensor, value: f64) -> Result<()> {
+    let (dtype, mut bits) = (dst.dtype(), [0; 8]);
+    dispatch!(dtype, T => bits[..dtype.size()].copy_from_slice(bytemuck::bytes_of(&T::from_f64(value))));
+    let target = dst.write("fill")?;
+    let to = Dst::new(target.address(), dst.numel() as u64, dtype);
+    crate::device::copy::fill(dst.device().gpu()?, to, u64::from_le_bytes(bits))
 }
 
 impl Tensor {

@@ -151,6 +151,10 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         })
         .or_else(|| map::<Sigmoid>(op, i, Output, |_, x| x.sigmoid(), |_, dy, y| dy * y * (one - y)))
         .or_else(|| map::<Tanh>(op, i, Output, |_, x| x.tanh(), |_, dy, y| dy * (one - y * y)))
+        .or_else(|| {
+            let u = |x: Dd| one + x.abs();
+            map::<Softsign>(op, i, Input, |_, x| x / u(x), |_, dy, x| dy / u(x) / u(x))
+        })
         .or_else(|| map::<Exp>(op, i, Output, |_, x| x.exp(), |_, dy, y| dy * y))
         .or_else(|| map::<Log>(op, i, Input, |_, x| x.ln(), |_, dy, x| dy / x))
         .or_else(|| map::<Sqrt>(op, i, Output, |_, x| x.sqrt(), |_, dy, y| dy / (y + y)))
@@ -192,6 +196,7 @@ pub fn specials(op: &dyn Any) -> Option<Specials> {
         || op.is::<Map<Silu>>()
         || op.is::<Map<Sigmoid>>()
         || op.is::<Map<Tanh>>()
+        || op.is::<Map<Softsign>>()
         || op.is::<Map<Exp>>()
         || op.is::<Map<Log>>()
         || op.is::<Map<Sqrt>>()
