@@ -137,13 +137,16 @@ impl Gemm<'_> {
     }
 
     /// Computes it as `plan` says.
-    fn run(mut self, stream: &Stream, plan: Plan) -> Result<()> {
+    pub(crate) fn run(mut self, stream: &Stream, plan: Plan) -> Result<()> {
         let desc = self.desc();
         if self.m == 0 || self.n == 0 || desc.batches == 0 {
             return Ok(());
         }
         if !plan.tile.serves(&desc) {
-            return Err(Error::unsupported("matmul", format!("{:?} cannot multiply {}", plan.tile, desc.dtype)));
+            return Err(Error::unsupported(
+                "matmul",
+                format!("{:?} cannot multiply {}", plan.tile, desc.dtype),
+            ));
         }
         let too_many = || Error::unsupported("matmul", "more blocks than a grid has");
         let sums = self.m as u64 * self.n as u64 * desc.batches as u64;
@@ -183,10 +186,9 @@ impl Gemm<'_> {
             common.part = Some(self.c.again());
             return multiply(stream, plan.tile, &desc, common);
         }
-        let count = usize::try_from(sums)
-            .ok()
-            .and_then(|s| s.checked_mul(plan.splits))
-            .ok_or_else(|| Error::unsupported("matmul", "the sums of the slices do not fit the address space"))?;
+        let count = usize::try_from(sums).ok().and_then(|s| s.checked_mul(plan.splits)).ok_or_else(|| {
+            Error::unsupported("matmul", "the sums of the slices do not fit the address space")
+        })?;
         let mut part = stream.temp(DType::F32, count)?;
         common.part = Some(part.dst());
         multiply(stream, plan.tile, &desc, common)?;
@@ -228,7 +230,8 @@ fn multiply(stream: &Stream, tile: Tile, d: &Desc, common: Common<'_>) -> Result
         }
         Tile::Mma256 | Tile::Mma128 | Tile::Mma64 => {
             let pitch = |access: Access| {
-                let pitch = access.pitch(k).ok_or_else(|| Error::internal("a tensor-core tile without a pitch"));
+                let pitch =
+                    access.pitch(k).ok_or_else(|| Error::internal("a tensor-core tile without a pitch"));
                 pitch.map(|p| p as u64)
             };
             let (a_pitch, b_pitch) = (pitch(d.a)?, pitch(d.b)?);

@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(all(test, feature = "sim"))]
+mod gpu_tests;
+
 use std::ops::RangeInclusive;
 
 use super::{Arg, Case, Cases, Op, Plan, SumTo, Tolerance, Values, run1};

@@ -147,15 +147,8 @@ struct Traits {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 7] = [
-        Tile::Simt128,
-        Tile::Simt64,
-        Tile::Simt32,
-        Tile::Mma256,
-        Tile::Mma128,
-        Tile::Mma64,
-        Tile::MmaAny,
-    ];
+    pub const ALL: [Tile; 7] =
+        [Tile::Simt128, Tile::Simt64, Tile::Simt32, Tile::Mma256, Tile::Mma128, Tile::Mma64, Tile::MmaAny];
 
     const fn traits(self) -> Traits {
         let (rows, cols, tensor_cores, resident, percent) = match self {
@@ -305,12 +298,17 @@ mod tests {
         let sizes = [1, 2, 7, 8, 31, 32, 33, 64, 100, 127, 128, 129, 500, 1000, 4096, 50257];
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for (&m, &n) in sizes.iter().flat_map(|m| sizes.iter().map(move |n| (m, n))) {
-                for (k, batches) in [(0, 1), (1, 3), (17, 70_000), (256, 1), (257, 2), (4096, 1), (100_000, 1)] {
+                for (k, batches) in
+                    [(0, 1), (1, 3), (17, 70_000), (256, 1), (257, 2), (4096, 1), (100_000, 1)]
+                {
                     for capability in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
                         let d = packed(dtype, m, n, k, batches);
                         let p = plan(&d, Arch { capability });
                         assert!(p.tile.serves(&d), "{d:?}: {p:?}");
-                        assert!(p.slice * p.splits >= k && p.slice * (p.splits - 1) < k.max(1), "{d:?}: {p:?}");
+                        assert!(
+                            p.slice * p.splits >= k && p.slice * (p.splits - 1) < k.max(1),
+                            "{d:?}: {p:?}"
+                        );
                         assert!(p.splits == 1 || p.slice.is_multiple_of(SLICE), "{d:?}: {p:?}");
                         assert!(p.splits <= MAX_SPLITS, "{d:?}: {p:?}");
                         let (rows, cols) = p.tile.size();
