@@ -13,11 +13,12 @@ use compile::{Source, link, root};
 fn driver() -> Command {
     static PATH: OnceLock<std::path::PathBuf> = OnceLock::new();
     let path = PATH.get_or_init(|| {
-        let mut sources =
-            vec![Source { file: root().join("tests/sim/driver.cpp"), checked: false, over: None }];
+        let plain =
+            |name: &str| Source { file: root().join("tests/sim").join(name), checked: false, over: None };
+        let mut sources = vec![plain("driver.cpp"), plain("numbers.cpp")];
         for unit in ["small", "gemm_mma", "gemm_tma_wgmma"] {
             let file = root().join(format!("tests/sim/{unit}.cu"));
-            sources.push(Source { file: file.clone(), checked: false, over: None });
+            sources.push(plain(&format!("{unit}.cu")));
             sources.push(Source { file, checked: true, over: None });
         }
         link("driver", &sources, false)
@@ -250,5 +251,11 @@ fn a_race_names_both_lines_and_both_threads() {
 #[test]
 fn launches_of_several_threads_do_not_disturb_each_other() {
     let output = driver().arg("threads").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn numbers_are_those_of_the_formats() {
+    let output = driver().arg("numbers").output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
 }

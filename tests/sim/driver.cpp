@@ -3,7 +3,8 @@
 //   driver run CASE SEEDS CHECKED   every order and async mode (seeds 1 to SEEDS where chance has a part): one line each,
 //                                   `order async seed: ok`, `: fault WHAT` or `: wrong WHERE`
 //   driver time                     figures
-//   driver threads                  launches from four OS threads at once
+//   driver threads                  launches from eight OS threads at once
+//   driver numbers                  conversions, and the model of tensor cores' sums
 #include "sim/sim.h"
 
 #include <cmath>
@@ -22,6 +23,9 @@ extern const sim::Entry sim_checked_table_small[], sim_checked_table_gemm_mma[],
 extern const sim::Entry* const sim_tables[] = {sim_table_small, sim_table_gemm_mma, sim_table_gemm_tma_wgmma, nullptr};
 extern const sim::Entry* const sim_checked_tables[] = {sim_checked_table_small, sim_checked_table_gemm_mma,
                                                        sim_checked_table_gemm_tma_wgmma, nullptr};
+
+// numbers.cpp
+int numbers();
 
 struct How { uint32_t order, async, checked; uint64_t seed; };
 struct Grid { uint32_t grid[3], block, shared; };
@@ -151,7 +155,15 @@ static Small shape_of(const std::string& name) {
     if (name == "ok_table") return {1, 64, 0, 64, 64, 64, each([](size_t i, const std::vector<float>& x) { return float(1 << i % 8) * x[i]; })};
     if (name == "ok_atomics") return {2, 64, 0, 64, 64, 64, [](const std::vector<float>&, const std::vector<float>& y) {
         const auto* c = reinterpret_cast<const uint32_t*>(y.data());
-        return c[0] == 32 && c[3] == 32 && c[4] == 63 && (c[8] == 1 || c[8] == 2) && c[10] == 5;
+        return c[0] == 32 && c[3] == 32 && c[4] == 63 && c[8] == 5 && c[9] == 0xFFFFFFFFu && c[10] == 0;
+    }};
+    if (name == "ok_mma_shapes") return {1, 32, 0, 384, 384, 0, [](const std::vector<float>& x, const std::vector<float>& y) {
+        for (size_t i = 0; i < 384; ++i) {
+            float s = 0;                             // x holds small whole numbers: exact
+            for (size_t k = 0; k < 16; ++k) s += x[i % 128 / 8 * 16 + k] * x[256 + k * 8 + i % 8];
+            if (y[i] != s) return false;
+        }
+        return true;
     }};
     if (name == "ok_idle") return {4, 256, 0, 1000, 1000, 1000, each([](size_t i, const std::vector<float>& x) { return x[i] * 2; })};
     if (name == "ok_switches") return {1, 64, 0, 64, 64, 20, one};
@@ -162,6 +174,8 @@ static std::string small(const std::string& name, How how) {
     std::vector<float> x(s.x), y(s.y, name == "ok_atomics" ? 0.0f : NAN);
     std::mt19937 random(3);
     for (auto& e : x) e = std::normal_distribution<float>()(random);
+    if (name == "ok_mma_shapes")
+        for (auto& e : x) e = std::nearbyint(8 * e);
     const SmallArgs args{x.data(), y.data(), s.n, 0};
     const std::string what = launch(name, args, {{s.grid, 1, 1}, s.block, s.shared}, {range(x.data(), 4 * s.x, false), range(y.data(), 4 * s.y, true)}, how);
     return what != "ok" ? what : s.right && !s.right(x, y) ? "wrong result" : "ok";
@@ -242,6 +256,8 @@ int main(int argc, char** argv) {
         for (const auto& s : said)
             if (!s.empty()) { std::puts(s.c_str()); bad = 1; }
         return bad;
+    } else if (what == "numbers") {
+        return numbers();
     } else if (what == "run" && argc == 5) {
         static const char* const ORDERS[] = {"forward", "reverse", "random", "pct"};
         static const char* const ASYNC[] = {"earliest", "latest", "chance"};

@@ -14,7 +14,8 @@ struct SmallArgs { const f32* x; f32* y; u32 n, p; };
     X(bad_register_pool) X(bad_deadlock) X(bad_read_past_end) X(bad_write_past_end) X(bad_write_to_input) X(bad_shared_end)  \
     X(bad_uninitialised) X(bad_shuffle_inactive) X(bad_shuffle_exited) X(bad_shuffle_lines) X(bad_cp_async_barrier)          \
     X(bad_cp_async_aligned) X(ok_narrow) X(ok_atomics) X(bad_atomic_and_plain) X(ok_named_barriers) X(bad_named_barrier)     \
-    X(ok_votes) X(ok_inout) X(bad_mbarrier_write) X(bad_trap) X(ok_strides) X(ok_idle) X(ok_switches) X(ok_table)
+    X(ok_votes) X(ok_inout) X(bad_mbarrier_write) X(bad_trap) X(ok_strides) X(ok_idle) X(ok_switches) X(ok_table) \
+    X(ok_mma_shapes)
 
 template <u32 BUG> WS_FN f32 two_barriers(f32 x) {
     using Parts = f32[8];
@@ -259,7 +260,7 @@ WS_FN void ok_atomics(const SmallArgs& a) {
     u32* count = reinterpret_cast<u32*>(a.y);
     ptx::atomic_add(&count[threadIdx.x % 4], 1u);
     ptx::atomic_max(&count[4], threadIdx.x);
-    report(count + 8, threadIdx.x == 7 ? 2 : 1, 5);
+    report(count + 8, 5 + threadIdx.x, threadIdx.x);
 }
 WS_FN void bad_atomic_and_plain(const SmallArgs& a) {
     u32* count = reinterpret_cast<u32*>(a.y);
@@ -279,6 +280,49 @@ WS_FN void ok_strides(const SmallArgs& a) {
 WS_FN void ok_table(const SmallArgs& a) {
     static constexpr f32 POWERS[8] = {1, 2, 4, 8, 16, 32, 64, 128};
     a.y[threadIdx.x] = POWERS[threadIdx.x % 8] * a.x[threadIdx.x];
+}
+
+// One product of x = A [16, 16] and B [k 16, n 8], in three ways: f16 with B turned round by ldmatrix, bf16 with B stored
+// [n, k], tf32 straight from the fragment maps. 32 threads, y = three times [16, 8].
+template <class T> struct MmaTiles { T a[16 * 16], b[16 * 8], turned[8 * 16]; };
+template <class T> WS_FN void fill(MmaTiles<T>& s, const f32* x) {
+    for (u32 i = threadIdx.x; i < 256; i += 32) s.a[i] = from_f32<T>(x[i]);
+    for (u32 i = threadIdx.x; i < 128; i += 32) {
+        s.b[i] = from_f32<T>(x[256 + i]);
+        s.turned[i % 8 * 16 + i / 8] = from_f32<T>(x[256 + i]);
+    }
+    __syncwarp();
+}
+WS_FN void ok_mma_shapes(const SmallArgs& g) {
+    SHARED(MmaTiles<f16>, halves);
+    SHARED(MmaTiles<bf16>, brains);
+    const u32 lane = threadIdx.x;
+    f32 d[3][4] = {};
+    u32 a[4], b[2];
+    fill(halves, g.x);
+    ptx::ldmatrix_x4(a, halves.a + lane % 16 * 16 + lane / 16 * 8);
+    ptx::ldmatrix_x2_trans(b, halves.b + lane % 16 * 8);
+    ptx::mma_m16n8k16<f16>(d[0], a, b);
+    fill(brains, g.x);
+    ptx::ldmatrix_x4(a, brains.a + lane % 16 * 16 + lane / 16 * 8);
+    ptx::ldmatrix_x2(b, brains.turned + lane % 8 * 16 + lane / 8 % 2 * 8);
+    ptx::mma_m16n8k16<bf16>(d[1], a, b);
+    for (u32 k = 0; k < 16; k += 8) {
+        for (u32 i = 0; i < 4; ++i) {
+            const ptx::Place p = ptx::mma_tf32_a(lane, i);
+            a[i] = ptx::tf32_of_f32(g.x[p.row * 16 + k + p.col]);
+        }
+        for (u32 i = 0; i < 2; ++i) {
+            const ptx::Place p = ptx::mma_tf32_b(lane, i);
+            b[i] = ptx::tf32_of_f32(g.x[256 + (k + p.row) * 8 + p.col]);
+        }
+        ptx::mma_m16n8k8_tf32(d[2], a, b);
+    }
+    for (u32 w = 0; w < 3; ++w)
+        for (u32 i = 0; i < 4; ++i) {
+            const ptx::Place p = ptx::mma_c(lane, i);
+            g.y[w * 128 + p.row * 8 + p.col] = d[w][i];
+        }
 }
 
 // ---- for timing ----
