@@ -21,6 +21,33 @@ pub fn below(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     found
 }
 
+/// The file and all that it includes with quotes, directly or not, as the compilers find it. What `#if` leaves out
+/// counts as included.
+pub fn included(root: &Path, file: &Path) -> Vec<PathBuf> {
+    let mut found = vec![file.to_path_buf()];
+    let mut next = 0;
+    while let Some(file) = found.get(next).cloned() {
+        next += 1;
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        for line in text.lines() {
+            let directive = line.trim_start().strip_prefix('#').map(str::trim_start);
+            let name = directive.and_then(|d| d.strip_prefix("include")).and_then(|d| d.split('"').nth(1));
+            let Some(name) = name else { continue };
+            let beside = file.parent().unwrap_or(root).to_path_buf();
+            let places = [beside, root.join("kernels"), root.to_path_buf()];
+            let header = places.iter().map(|p| p.join(name)).find(|h| h.is_file());
+            // The same header by two ways, as `core/../sim/sim.h`, is one file.
+            let Some(header) = header.and_then(|h| h.canonicalize().ok()) else { continue };
+            if !found.contains(&header) {
+                found.push(header);
+            }
+        }
+    }
+    // By name, as the hash has it.
+    found.sort_by_key(|f| (f.file_name().map(|n| n.to_owned()), f.clone()));
+    found
+}
+
 /// 128 bits of two FNV-1a sums: names a cache entry, without a dependency.
 #[derive(Clone)]
 pub struct Hash(u64, u64);
@@ -40,10 +67,10 @@ impl Hash {
         self
     }
 
-    /// Adds files by name and content.
-    pub fn add_files(self, root: &Path, files: &[PathBuf]) -> Hash {
+    /// Adds files by name and content. Not by folder: that of generated files differs between features and profiles.
+    pub fn add_files(self, files: &[PathBuf]) -> Hash {
         files.iter().fold(self, |hash, file| {
-            let name = file.strip_prefix(root).unwrap_or(file).to_string_lossy().into_owned();
+            let name = file.file_name().unwrap_or_default().as_encoded_bytes();
             hash.add(name).add(std::fs::read(file).unwrap_or_default())
         })
     }
@@ -62,7 +89,7 @@ pub fn write(to: &Path, text: impl AsRef<[u8]>) -> Result<(), String> {
 }
 
 /// Versions of a file that the cache keeps besides those in use, so that going back and forth between two costs nothing.
-const KEPT: usize = 8;
+const KEPT: usize = 16;
 
 /// Removes what is older, of each `STEM-HASH.EXTENSION` in the cache.
 pub fn prune(cache: &Path, used: &[PathBuf]) {

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::decl::Unit;
 use crate::emit;
-use crate::files::{Hash, below, parallel, prune, write};
+use crate::files::{Hash, below, included, parallel, prune, write};
 
 const COMMON: [&str; 6] =
     ["-std=c++20", "-ffp-contract=off", "-Wno-psabi", "-g1", "-fPIC", "-fno-omit-frame-pointer"];
@@ -30,29 +30,26 @@ pub fn build(root: &Path, out: &Path, cache: &Path, units: &[Unit]) -> Result<()
     let tool = tool.map_err(|e| format!("the kernel simulator (feature `sim`) needs a C++ compiler: {e}"))?;
     let compiler = Compiler::new(tool.path(), root)?;
     let generated = out.join("gen");
-    let headers = below(&root.join("kernels"), &["cuh", "h"]);
-    let common = Hash::new().add(compiler.identity()).add_files(root, &headers);
+    let common = Hash::new().add(compiler.identity());
 
     let mut jobs = Vec::new();
-    let mut add =
-        |source: PathBuf, variant: &str, flags: &[&str], table: Option<String>, also: &[PathBuf]| {
-            let hash = common.clone().add(flags.join(" ")).add(std::fs::read(&source).unwrap_or_default());
-            let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let object = cache.join(format!("{stem}-{variant}-{}.o", hash.add_files(root, also).text()));
-            let flags = flags.iter().map(|f| (*f).to_owned()).collect();
-            jobs.push(Job { source, flags, object, table });
-        };
+    let mut add = |source: PathBuf, variant: &str, flags: &[&str], table: Option<String>| {
+        let hash = common.clone().add(flags.join(" ")).add_files(&included(root, &source));
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let object = cache.join(format!("{stem}-{variant}-{}.o", hash.text()));
+        let flags = flags.iter().map(|f| (*f).to_owned()).collect();
+        jobs.push(Job { source, flags, object, table });
+    };
     for unit in units {
         let source = generated.join(format!("{}.cpp", unit.stem));
-        let also = [root.join(unit.path())];
         for (variant, flags) in [("plain", &PLAIN[..]), ("checked", &CHECKED[..])] {
             let table = emit::table_name(&unit.stem, variant == "checked");
-            add(source.clone(), variant, flags, Some(table), &also);
+            add(source.clone(), variant, flags, Some(table));
         }
     }
-    add(generated.join("table.cpp"), "sim", &PLAIN, None, &[]);
+    add(generated.join("table.cpp"), "sim", &PLAIN, None);
     for source in below(&root.join("kernels/sim"), &["cpp"]) {
-        add(source, "sim", &PLAIN, None, &[]);
+        add(source, "sim", &PLAIN, None);
     }
 
     let missing: Vec<&Job> = jobs.iter().filter(|j| !j.object.is_file()).collect();

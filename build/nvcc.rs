@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::decl::{Arch, Unit};
-use crate::files::{Hash, below, parallel, prune};
+use crate::files::{Hash, included, parallel, prune};
 
 const FLAGS: [&str; 5] =
     ["-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v,-warn-spills,-warn-lmem-usage", "-fatbin"];
@@ -125,9 +125,7 @@ pub fn build(
             "WARPSMITH_CUDA_ARCHS: no architecture `{odd}`; write them as in `80 90a ptx80`"
         ));
     }
-    let common = Hash::new()
-        .add(format!("1 {} {}", nvcc.version, FLAGS.join(" ")))
-        .add_files(root, &below(&root.join("kernels"), &["cuh"]));
+    let common = Hash::new().add(format!("2 {} {}", nvcc.version, FLAGS.join(" ")));
     let mut unknown = Vec::new();
     let mut jobs = Vec::new();
     for unit in units {
@@ -145,8 +143,10 @@ pub fn build(
         }
         let names: Vec<String> = archs.iter().map(Arch::text).collect();
         let source = generated.join(format!("{}.cpp", unit.stem));
-        let hash = common.clone().add(names.join(" ")).add(std::fs::read(&source).unwrap_or_default());
-        let hash = hash.add_files(root, &[root.join(unit.path())]).text();
+        let mut files = included(root, &source);
+        // The host's side of the vocabulary.
+        files.retain(|f| f.parent().is_none_or(|p| !p.ends_with("kernels/sim")));
+        let hash = common.clone().add(names.join(" ")).add_files(&files).text();
         jobs.push((unit, archs, names, source, cache.join(format!("{}-{hash}.fatbin", unit.stem))));
     }
     if !unknown.is_empty() {
