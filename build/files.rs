@@ -5,6 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// All files below `dir` with one of these extensions, sorted.
+#[cfg_attr(
+    not(feature = "sim"),
+    allow(dead_code, reason = "only the simulator's sources are not named by a unit")
+)]
 pub fn below(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let (mut found, mut stack) = (Vec::new(), vec![dir.to_path_buf()]);
     while let Some(dir) = stack.pop() {

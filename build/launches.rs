@@ -90,11 +90,11 @@ fn enums(s: &mut String, kernel: &Kernel) {
         let Values::Functors(names) = &axis.values else { continue };
         let name = camel(&kernel.name) + &axis.name;
         line!(s, "\n    /// The choice of `{}` in [`{}`].", axis.name, camel(&kernel.name));
-        line!(
-            s,
-            "    #[derive(Clone, Copy, Debug, PartialEq, Eq)]\n    pub enum {name} {{ {} }}",
-            names.join(", ")
-        );
+        line!(s, "    #[derive(Clone, Copy, Debug, PartialEq, Eq)]\n    pub enum {name} {{");
+        for functor in names {
+            line!(s, "        /// The functor `{functor}`.\n        {functor},");
+        }
+        line!(s, "    }}");
         line!(
             s,
             "    impl {name} {{\n        /// All of them.\n        pub const ALL: &'static [{name}] = &["

@@ -122,7 +122,8 @@ fn the_declaration_is_read_whole() {
     let rust = launches::rust(&[unit]);
     for part in [
         "pub mod drift {",
-        "pub enum DriftF { Half, Quarter, Twice }",
+        "pub enum DriftF {\n        /// The functor `Half`.\n        Half,\n",
+        "pub const ALL: &'static [DriftF] = &[\n            DriftF::Half,\n            DriftF::Quarter,\n            DriftF::Twice,\n",
         "pub static DRIFT: [driver::Kernel; 24]",
         "pub vec: u32,",
         "pub bias: Option<Src<'a>>,",
