@@ -87,6 +87,10 @@ void Detector::outside(uintptr_t a, size_t bytes, Access kind, u32 place) {
 }
 
 Shadow& Detector::locate(uintptr_t a, size_t bytes, Access kind, u32 place, bool& skip) {
+    if (a - args_ < args_bytes_ && bytes <= args_bytes_ - (a - args_) && !writes(kind)) {
+        skip = true;
+        return shared_;
+    }
     if (a - shared_.address < shared_.bytes) {
         if (!is_allocated(u32(a - shared_.address), bytes))
             report(std::string(verb(kind)) + " " + std::to_string(bytes) + " bytes of shared memory at +" +
@@ -100,8 +104,7 @@ Shadow& Detector::locate(uintptr_t a, size_t bytes, Access kind, u32 place, bool
     for (size_t i = 0; i < global_used_ && !found; ++i)
         if (holds(*global_[i])) found = global_[i].get();
     if (!found) {
-        const bool constant = !writes(kind) && ((a >= args_ && a + bytes <= args_ + args_bytes_) || is_constant(a));
-        if (!constant) outside(a, bytes, kind, place);
+        if (writes(kind) || !is_constant(a)) outside(a, bytes, kind, place);
         skip = true;
         return shared_;
     }
@@ -224,11 +227,21 @@ void Detector::remember_read(Pool& pool, Cell& c, const Mark& mark, const Actor&
         return;
     }
     auto& list = pool.more[c.more - 1];
-    for (Mark& m : list)
-        if (replaces(m)) {
-            m = mark;
-            return;
-        }
+    if (list.back().id == mark.id && list.back().block == mark.block) {
+        list.back() = mark;
+        return;
+    }
+    if (replaces(list.front())) {
+        // The oldest is settled: a barrier was passed, and most are.
+        list.erase(std::remove_if(list.begin(), list.end(), replaces), list.end());
+    } else if (list.size() >= threads_) {
+        // So long only if some have read more than once.
+        for (Mark& m : list)
+            if (m.id == mark.id && m.block == mark.block) {
+                m = mark;
+                return;
+            }
+    }
     list.push_back(mark);
 }
 

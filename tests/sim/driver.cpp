@@ -213,25 +213,28 @@ static double seconds(const std::function<std::string()>& f) {
     return best;
 }
 static void time_all() {
-    for (uint32_t checked : {0u, 1u}) {
-        const How how{SIM_FORWARD, SIM_EARLIEST, checked, 1};
-        const uint32_t n = 1 << 20;
-        std::vector<float> x(n), y(n);
-        const std::vector<SimRange> ranges = {range(x.data(), 4 * n, false), range(y.data(), 4 * n, true)};
-        const char* kind = checked ? "checked" : "plain";
-        const double idle = seconds([&] { return launch("ok_idle", SmallArgs{x.data(), y.data(), n, 0}, {{n / 256, 1, 1}, 256, 0}, ranges, how); });
-        std::printf("%s: a thread that does not wait %.1f ns\n", kind, idle / n * 1e9);
-        const double turns = seconds([&] { return launch("ok_switches", SmallArgs{x.data(), y.data(), 2000, 0}, {{1, 1, 1}, 256, 0}, ranges, how); });
-        std::printf("%s: a shuffle, one switch included, %.1f ns\n", kind, turns / (256 * 2000) * 1e9);
-        for (uint32_t s : {128u, 256u}) {
+    static const char* const ORDERS[] = {"forward", "reverse", "random", "pct"};
+    for (uint32_t checked : {0u, 1u})
+        for (uint32_t order : {0u, 2u, 3u}) {
+            const How how{order, order ? SIM_RANDOM_MOMENT : SIM_EARLIEST, checked, 1};
+            const uint32_t n = 1 << 18;
+            std::vector<float> x(n), y(n);
+            const std::vector<SimRange> ranges = {range(x.data(), 4 * n, false), range(y.data(), 4 * n, true)};
+            std::printf("%s, %s:\n", checked ? "checked" : "plain", ORDERS[order]);
+            const double idle = seconds([&] { return launch("ok_idle", SmallArgs{x.data(), y.data(), n, 0}, {{n / 256, 1, 1}, 256, 0}, ranges, how); });
+            std::printf("  a thread that does not wait, one read, one write: %.1f ns\n", idle / n * 1e9);
+            const double turns = seconds([&] { return launch("ok_switches", SmallArgs{x.data(), y.data(), 2000, 0}, {{1, 1, 1}, 256, 0}, ranges, how); });
+            std::printf("  a shuffle of one lane, a switch included: %.1f ns\n", turns / (256 * 2000) * 1e9);
+            const double rows = seconds([&] { return launch("ok_rownorm", SmallArgs{x.data(), y.data(), 1024, 0}, {{256, 1, 1}, 256, 0}, ranges, how); });
+            std::printf("  256 rows of 1024, normalised: %.1f ms\n", rows * 1e3);
+            const uint32_t s = 256;
             Product p(s, s, s);
             const TmaArgs args{map(p.a.data(), s, s, 128), map(p.b.data(), s, s, 64), p.c.data(), s, s, s};
             const double tma = seconds([&] { return launch("gemm_tma", args, {{s / 64, s / 128, 1}, 384, 73776}, p.ranges(), how); });
             const MmaArgs plain{p.a.data(), p.b.data(), p.c.data(), s, s, s};
             const double mma = seconds([&] { return launch("gemm_mma", plain, {{s / 32, s / 32, 1}, 128, 0}, p.ranges(), how); });
-            std::printf("%s: %u^3 by wgmma %.1f ms, by mma.sync %.1f ms\n", kind, s, tma * 1e3, mma * 1e3);
+            std::printf("  256^3 by wgmma %.1f ms, by mma.sync %.1f ms\n", tma * 1e3, mma * 1e3);
         }
-    }
 }
 
 int main(int argc, char** argv) {
