@@ -9,8 +9,10 @@
 use std::ops::RangeInclusive;
 
 use super::reduce::{Axes, cases, folded, map, real, same_dtype, store, wide, wide_dtype};
+use super::reduce::gpu;
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::reduce::{self, Fold, Reduction, SumOf, same};
+use crate::device::Stream;
 use crate::dtype::{Element, Real};
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape};
@@ -50,7 +52,7 @@ macro_rules! by_width {
 }
 
 macro_rules! extremum {
-    ($(#[$doc:meta])* $op:ident, $name:literal, $fold:ident) => {
+    ($(#[$doc:meta])* $op:ident, $name:literal, $fold:ident, $gpu:ident, $integer:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub struct $op {
@@ -85,6 +87,14 @@ macro_rules! extremum {
                 Ok(())
             }
 
+            fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+                let (x, out) = (&inputs[0], &mut outputs[0]);
+                if !x.dtype().is_float() {
+                    return gpu::integer_extremum(stream, gpu::IntegerExtremum::$integer, x, self.axes, out);
+                }
+                gpu::fold(stream, gpu::Fold::$gpu, (x, None), self.axes, (1.0, false), out)
+            }
+
             fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
                 let Some(dy) = &dys[0] else { return Ok(()) };
                 let (x, y) = (cx.input(0)?, cx.output(0)?);
@@ -101,11 +111,11 @@ macro_rules! extremum {
 }
 extremum!(
     /// The largest element over `axes`; NaN if there is one. Gradient: dy shared evenly by the elements equal to it.
-    Amax, "amax", Max
+    Amax, "amax", Max, Largest, IntLargest
 );
 extremum!(
     /// The smallest element over `axes`; NaN if there is one. Gradient: dy shared evenly by the elements equal to it.
-    Amin, "amin", Min
+    Amin, "amin", Min, Smallest, IntSmallest
 );
 
 /// dx = dy / (how many elements equal y) where x = y, else 0; from x and, with the axes kept, y and dy. NaN equals NaN
@@ -148,6 +158,14 @@ impl Op for ExtremumBackward {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (x, y, dy) = (&inputs[0], &inputs[1], &inputs[2]);
+        let hits = gpu::states(stream, gpu::Fold::Hits, (x, Some(y)), self.axes)?;
+        let operands = [Some(x), Some(y), Some(dy)];
+        let (f, states) = (gpu::Spread::SpreadExtremum, Some((&hits, self.axes)));
+        gpu::spread(stream, f, operands, states, (1.0, 1.0), &mut outputs[0])
+    }
+
     fn cases() -> Cases<Self> {
         // y need not be the extremum; 2 is one of the values.
         let case = |shape: &[usize], dims: &[isize]| {
@@ -187,7 +205,7 @@ fn places<E: Element>(
 }
 
 macro_rules! place {
-    ($(#[$doc:meta])* $op:ident, $name:literal, $fold:ident) => {
+    ($(#[$doc:meta])* $op:ident, $name:literal, $fold:ident, $gpu:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub struct $op {
@@ -212,6 +230,10 @@ macro_rules! place {
                 by_width!(x.dtype(), E => places::<E>(self.axes, &x, &reduce::$fold, out))
             }
 
+            fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+                gpu::choose(stream, gpu::Choose::$gpu, &inputs[0], self.axes, &mut outputs[0])
+            }
+
             fn cases() -> Cases<Self> {
                 // Few values: many ties, of which the first counts.
                 let values = Values::OneOf(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
@@ -226,12 +248,12 @@ macro_rules! place {
 place!(
     /// Where over `axes` the largest element stands, the first of several, NaN counting as larger than all: an i64, counted
     /// in row-major order over the reduced dimensions. No gradient.
-    Argmax, "argmax", Max
+    Argmax, "argmax", Max, ArgMax
 );
 place!(
     /// Where over `axes` the smallest element stands, the first of several, NaN counting as smaller than all: an i64,
     /// counted in row-major order over the reduced dimensions. No gradient.
-    Argmin, "argmin", Min
+    Argmin, "argmin", Min, ArgMin
 );
 
 impl Tensor {

@@ -8,9 +8,11 @@
 use std::ops::RangeInclusive;
 
 use super::reduce::{Axes, cases, float_only, folded, map, real, same_dtype, store, sums, wide};
+use super::reduce::gpu;
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::pool::Block;
 use crate::cpu::reduce::{Max, SumOf};
+use crate::device::Stream;
 use crate::dtype::Real;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape};
@@ -51,6 +53,32 @@ fn variance(
         store::<A>(out, squares.typed());
         Ok(())
     })
+}
+
+/// [`variance`] on a GPU.
+fn gpu_variance(
+    stream: &Stream,
+    (axes, correction): (Axes, u32),
+    x: &View<'_>,
+    out: &mut Out<'_>,
+    root: bool,
+) -> Result<()> {
+    let n = freedom(axes, &x.shape(), correction) as f32;
+    gpu::fold(stream, gpu::Fold::Moments, (x, None), axes, (n, root), out)
+}
+
+/// The backward of [`variance`] on a GPU: `scale` times what the functor makes of x, (y), dy and the mean over `axes`.
+fn gpu_spread(
+    stream: &Stream,
+    f: gpu::Spread,
+    [x, y, dy]: [Option<&View<'_>>; 3],
+    (axes, scale): (Axes, f64),
+    out: &mut Out<'_>,
+) -> Result<()> {
+    let Some(x) = x else { return Err(Error::internal("a variance has an input")) };
+    let sums = gpu::states(stream, gpu::Fold::Total, (x, None), axes)?;
+    let constants = (axes.count(&x.shape()) as f32, scale as f32);
+    gpu::spread(stream, f, [Some(x), y, dy], Some((&sums, axes)), constants, out)
 }
 
 /// The shape rule of the backwards: x, then tensors with the axes kept.
@@ -125,6 +153,10 @@ impl Op for Var {
         variance(Self::NAME, (self.axes, self.correction), &inputs[0], &mut outputs[0], false)
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu_variance(stream, (self.axes, self.correction), &inputs[0], &mut outputs[0], false)
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let x = cx.input(0)?;
@@ -166,6 +198,12 @@ impl Op for VarBackward {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let scale = 2.0 / freedom(self.axes, &inputs[0].shape(), self.correction);
+        let operands = [Some(&inputs[0]), None, Some(&inputs[1])];
+        gpu_spread(stream, gpu::Spread::SpreadVar, operands, (self.axes, scale), &mut outputs[0])
+    }
+
     fn cases() -> Cases<Self> {
         let op = |axes| VarBackward { axes, correction: 0 };
         backward_cases(op, Tolerance::Sum(8.0, "a mean, a difference, products"), &[Values::Normal(1.0)])
@@ -200,6 +238,10 @@ impl Op for Std {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         variance(Self::NAME, (self.axes, self.correction), &inputs[0], &mut outputs[0], true)
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu_variance(stream, (self.axes, self.correction), &inputs[0], &mut outputs[0], true)
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -245,6 +287,12 @@ impl Op for StdBackward {
                 if y == A::ZERO { A::ZERO } else { dy / y * scale * (x - mean) }
             })
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let scale = 1.0 / freedom(self.axes, &inputs[0].shape(), self.correction);
+        let operands = [Some(&inputs[0]), Some(&inputs[1]), Some(&inputs[2])];
+        gpu_spread(stream, gpu::Spread::SpreadStd, operands, (self.axes, scale), &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {
@@ -295,6 +343,10 @@ impl Op for LogSumExp {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        gpu::fold(stream, gpu::Fold::LogSum, (&inputs[0], None), self.axes, (1.0, false), &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let (x, y) = (cx.input(0)?, cx.output(0)?);
@@ -334,6 +386,11 @@ impl Op for LogSumExpBackward {
                 dy * Real::exp(x - if y == A::NEG_INFINITY { A::ZERO } else { y })
             })
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let operands = [Some(&inputs[0]), Some(&inputs[1]), Some(&inputs[2])];
+        gpu::spread(stream, gpu::Spread::SpreadLogSum, operands, None, (1.0, 1.0), &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+pub(in crate::ops) mod gpu;
+
 use std::ops::RangeInclusive;
 
 use std::fmt;
@@ -16,6 +18,7 @@ use crate::cpu::par;
 use crate::cpu::pool::Block;
 use crate::cpu::reduce::{self, Fold, GRAIN, IntSum, Reduction, inlined, vectorize};
 use crate::cpu::strided::Runs;
+use crate::device::Stream;
 use crate::dtype::{Element, Real};
 use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Tensor, View};
@@ -377,6 +380,13 @@ impl Op for Sum {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        if !inputs[0].dtype().is_float() {
+            return gpu::integer_sum(stream, &inputs[0], self.axes, &mut outputs[0]);
+        }
+        gpu::fold(stream, gpu::Fold::Total, (&inputs[0], None), self.axes, (1.0, false), &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let shape = cx.input_meta(0).shape;
@@ -422,6 +432,11 @@ impl Op for Mean {
         })
     }
 
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let n = self.axes.count(&inputs[0].shape()) as f32;
+        gpu::fold(stream, gpu::Fold::Total, (&inputs[0], None), self.axes, (n, false), &mut outputs[0])
+    }
+
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
         let Some(dy) = &dys[0] else { return Ok(()) };
         let shape = cx.input_meta(0).shape;
@@ -460,6 +475,11 @@ impl Op for MeanBackward {
             let n = A::of(self.count as f64);
             map::<A, 1>([inputs[0]], &mut outputs[0], #[inline(always)] |[dy]| dy / n)
         })
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let (dy, n) = ([None, None, Some(&inputs[0])], self.count as f32);
+        gpu::spread(stream, gpu::Spread::SpreadMean, dy, None, (n, 1.0), &mut outputs[0])
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

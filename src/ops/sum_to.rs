@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::reduce::{Axes, Sum};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values};
+use crate::device::Stream;
 use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Out, Tensor, View};
 use crate::{DType, Error, Result, Shape};
@@ -44,6 +45,11 @@ impl Op for SumTo {
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
         let axes = self.axes(&inputs[0].shape());
         Sum { axes, keepdim: true }.cpu(inputs, outputs, scratch)
+    }
+
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
+        let axes = self.axes(&inputs[0].shape());
+        Sum { axes, keepdim: true }.gpu(stream, inputs, outputs)
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
