@@ -412,10 +412,11 @@ KERNEL(integer_sum, types(T: u8, i32, i64), in(T, x, any), out(i64, y, n), val(D
 }
 KERNEL(integer_extremum, types(T: u8, i32, i64), functors(F: IntLargest, IntSmallest), in(T, x, any), out(T, y, n),
        val(Dims, kept), val(Strides, x_kept), val(Dims, gone), val(Strides, x_gone), val(u64, n), val(u64, length),
-       val(u32, lanes), launch(grid = plan, block = 256, shared = 0)) {
+       val(u32, lanes), val(u32, add), launch(grid = plan, block = 256, shared = 0)) {
     const u64 o = u64(blockIdx.x) * (THREADS / lanes) + threadIdx.x / lanes;
     const i64 s = integers<F>(x, o, n, length, lanes, kept, x_kept, gone, x_gone);
-    if (o < n && threadIdx.x % lanes == 0) y[o] = T(s);
+    // Added as machine integers do: what does not fit wraps.
+    if (o < n && threadIdx.x % lanes == 0) y[o] = T(add ? IntTotal::join(i64(y[o]), s) : s);
 }
 
 // ---- elementwise passes: r = f(x, y, dy, stat); stat is a State of STAT words of the output that the element belongs to

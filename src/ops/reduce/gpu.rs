@@ -437,8 +437,9 @@ pub(in crate::ops) fn integer_extremum(
     let (way, _, lanes, grid) = rows(axes, x, false)?;
     let Way { kept, kept_by: [x_kept, _], gone, gone_by: [x_gone, _] } = way;
     let (x, n, length) = (x.src(), way.outputs(), way.length());
+    let add = u32::from(out.mode() == Mode::Accumulate);
     let y = out.dst();
-    kernels::IntegerExtremum { f, x, y, kept, x_kept, gone, x_gone, n, length, lanes, grid }.launch(stream)
+    kernels::IntegerExtremum { f, x, y, kept, x_kept, gone, x_gone, n, length, lanes, add, grid }.launch(stream)
 }
 
 pub(in crate::ops) use kernels::{ChooseRowsF as Choose, IntegerExtremumF as IntegerExtremum};
