@@ -10,7 +10,7 @@ use crate::device::launch::{Dims, Dst, Src, Strides, merge, narrow};
 use crate::device::stream::Temp;
 use crate::ops::gpu::adds;
 use crate::shape::Layout;
-use crate::tensor::{Out, View};
+use crate::tensor::{Mode, Out, View};
 use crate::{DType, Result};
 
 /// Threads of a block.
