@@ -15,11 +15,28 @@ fn sim() -> Device {
 /// Numbers of all magnitudes and signs, among them infinities, NaN, zeros and the ends of ranges.
 fn values(n: usize, salt: u64) -> Vec<f64> {
     const SPECIAL: [f64; 16] = [
-        0.0, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-40, -1e-45, 3.4e38, -3.4e38, 65504.0, 0.5,
-        2147483648.0, -2147483649.0, 9.3e18,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        1e-40,
+        -1e-45,
+        3.4e38,
+        -3.4e38,
+        65504.0,
+        0.5,
+        2147483648.0,
+        -2147483649.0,
+        9.3e18,
     ];
     let one = |i: u64| {
-        let r = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15 ^ (salt << 17)).rotate_left(23).wrapping_mul(0xd134_2543_de82_ef95);
+        let r = (i + 1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15 ^ (salt << 17))
+            .rotate_left(23)
+            .wrapping_mul(0xd134_2543_de82_ef95);
         let unit = (r >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
         match i % 7 {
             0 => SPECIAL[(r >> 40) as usize % SPECIAL.len()],
@@ -42,7 +59,8 @@ fn same(what: &str, [cpu, gpu]: [Tensor; 2]) {
     assert_eq!((cpu.dtype(), cpu.dims()), (gpu.dtype(), gpu.dims()), "{what}");
     if bits(&cpu) != bits(&gpu) {
         let (a, b) = (cpu.to_f64_vec().unwrap(), gpu.to_f64_vec().unwrap());
-        let at = (0..a.len()).find(|&i| a[i].to_bits() != b[i].to_bits() && !(a[i].is_nan() && b[i].is_nan()));
+        let at =
+            (0..a.len()).find(|&i| a[i].to_bits() != b[i].to_bits() && !(a[i].is_nan() && b[i].is_nan()));
         panic!("{what}: {:?} on the CPU and on the GPU", at.map(|i| (i, a[i], b[i])));
     }
 }
@@ -106,10 +124,30 @@ fn functions_of_one_operand_have_the_bits_of_the_cpu() {
             ($($op:expr),*) => { $(check($op, dtype, [&x, &dy, &small]);)* };
         }
         all!(
-            Relu {}, LeakyRelu { slope: 0.01 }, Gelu {}, GeluTanh {}, Silu {}, Sigmoid {}, Tanh {}, Softsign {}, Exp {}, Log {},
-            Sqrt {}, Rsqrt {}, Abs {}, Neg {}, Square {}, Reciprocal {}, Clamp { min: -1.5, max: 2.0 },
-            Clamp { min: f64::NAN, max: 0.1 }, AddScalar { value: 0.1 }, MulScalar { value: -1.7 }, DivScalar { value: 0.3 },
-            Powf { exponent: 2.5 }, Powf { exponent: 0.0 }, Powf { exponent: -3.0 }
+            Relu {},
+            LeakyRelu { slope: 0.01 },
+            Gelu {},
+            GeluTanh {},
+            Silu {},
+            Sigmoid {},
+            Tanh {},
+            Softsign {},
+            Exp {},
+            Log {},
+            Sqrt {},
+            Rsqrt {},
+            Abs {},
+            Neg {},
+            Square {},
+            Reciprocal {},
+            Clamp { min: -1.5, max: 2.0 },
+            Clamp { min: f64::NAN, max: 0.1 },
+            AddScalar { value: 0.1 },
+            MulScalar { value: -1.7 },
+            DivScalar { value: 0.3 },
+            Powf { exponent: 2.5 },
+            Powf { exponent: 0.0 },
+            Powf { exponent: -3.0 }
         );
     }
     for dtype in [DType::I32, DType::I64] {
@@ -275,7 +313,8 @@ fn copies_of_any_layout_move_the_elements_of_the_cpu() {
         // Adding, to what is there.
         let add = [0, 1].map(|i| {
             let y = Tensor::full([75, 130], 2.0, dtype, matrix[i].device()).unwrap();
-            let x = matrix[i].to_dtype(DType::F32).unwrap().clamp(-9.0, 9.0).unwrap().to_dtype(dtype).unwrap();
+            let x =
+                matrix[i].to_dtype(DType::F32).unwrap().clamp(-9.0, 9.0).unwrap().to_dtype(dtype).unwrap();
             run_into(Contiguous, &[&x.t().unwrap()], &[(&y, Mode::Accumulate)]).unwrap();
             y
         });

@@ -84,9 +84,9 @@ fn the_checks_find_nothing_in_a_training_step() {
 fn a_steady_step_takes_nothing_from_the_driver() {
     let device = Device::sim();
     let mut task = Task::new(device).unwrap();
-    (0..3).for_each(|_| drop(task.step().unwrap()));
+    (0..3).for_each(|_| assert!(task.step().unwrap().is_finite()));
     let before = device.stream().unwrap().memory_report();
-    (0..20).for_each(|_| drop(task.step().unwrap()));
+    (0..20).for_each(|_| assert!(task.step().unwrap().is_finite()));
     let after = device.stream().unwrap().memory_report();
     assert_eq!(before.driver_allocations, after.driver_allocations);
     assert_eq!(before.live_bytes, after.live_bytes);
@@ -167,7 +167,7 @@ fn launches_of_nothing_do_not_reach_the_driver() {
     let before = device.stream().unwrap().launches();
     assert_eq!(x.relu().unwrap().dims(), [0, 5]);
     assert_eq!(x.softmax(-1).unwrap().dims(), [0, 5]);
-    assert_eq!(x.to_vec::<f32>().unwrap(), []);
+    assert!(x.to_vec::<f32>().unwrap().is_empty());
     assert_eq!(device.stream().unwrap().launches(), before);
 }
 

@@ -35,7 +35,11 @@ fn arena(dtype: DType, device: Device) -> Result<Arena> {
 fn deliver(arena: &Arena, step: u64) -> Result<()> {
     let names: Vec<&str> = PARAMS.iter().map(|p| p.0).collect();
     for (k, param) in arena.params()?.iter().enumerate().filter(|(_, p)| !p.is_frozen()) {
-        let host = Tensor::from_slice(&noise(param.shape().numel(), 100 * step + k as u64), param.shape(), Device::Cpu)?;
+        let host = Tensor::from_slice(
+            &noise(param.shape().numel(), 100 * step + k as u64),
+            param.shape(),
+            Device::Cpu,
+        )?;
         let seed = host.to_dtype(arena.dtype())?.to_device(arena.device())?;
         let output = param.get()?.unsqueeze(0)?.squeeze(0)?;
         let options = BackwardOptions { allow_unused: &names, seed: Some(seed), ..Default::default() };
@@ -45,7 +49,13 @@ fn deliver(arena: &Arena, step: u64) -> Result<()> {
 }
 
 /// All that an optimiser leaves: values, state, the step block.
-fn trained<R: Rule>(rule: R, clip: Clip, dtype: DType, device: Device, steps: u64) -> Result<Vec<(String, Vec<f64>)>> {
+fn trained<R: Rule>(
+    rule: R,
+    clip: Clip,
+    dtype: DType,
+    device: Device,
+    steps: u64,
+) -> Result<Vec<(String, Vec<f64>)>> {
     let arena = arena(dtype, device)?;
     let mut optimizer = Optimizer::new(&arena, rule, 0.05)?.with_clip(clip)?;
     for group in 0..4 {
@@ -156,7 +166,24 @@ impl Op for MasterStep {
         let (f, zero, limit, flag) = (UpdateMasterF::Sgd, 1, f32::INFINITY, 0);
         let (a, b, c, d) = (0.9, 1.0, 0.0, 0.0);
         UpdateMaster {
-            f, grads, values, master, s0, s1, s2, floats, step, table, n, zero, limit, a, b, c, d, flag,
+            f,
+            grads,
+            values,
+            master,
+            s0,
+            s1,
+            s2,
+            floats,
+            step,
+            table,
+            n,
+            zero,
+            limit,
+            a,
+            b,
+            c,
+            d,
+            flag,
         }
         .launch(s)
     }

@@ -9,6 +9,7 @@ use std::panic::AssertUnwindSafe;
 use harness::layouts::{self, Kind, embedding};
 use harness::{AnyCase, AnyOp, Report, Rng, Subject, Value, guarded, inputs_of};
 use warpsmith::autograd::{GradCheck, backward_from, gradcheck};
+use warpsmith::device::Stream;
 use warpsmith::ops::{self, Arg, Cases, Op, Plan};
 use warpsmith::tensor::{BackwardCx, Meta, Out, View};
 use warpsmith::{DType, Error, ErrorKind, Result, Tensor, dispatch};
@@ -48,6 +49,10 @@ impl Op for Total {
             out.iter_mut().zip(data).for_each(|(o, v)| *o += v);
         }
         Ok(())
+    }
+
+    fn gpu(&self, _: &Stream, _: &[View<'_>], _: &mut [Out<'_>]) -> Result<()> {
+        Err(Error::unsupported(Self::NAME, "gradients are checked on the CPU"))
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

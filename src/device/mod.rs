@@ -116,7 +116,11 @@ impl FromStr for Device {
             "auto" | "cpu" => Ok(Device::Cpu),
             "cuda" => Device::cuda(0),
             #[cfg(feature = "sim")]
-            "sim" => Ok(Device::sim()),
+            "sim" => {
+                // One device for all who ask by this name.
+                static SHARED: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+                Ok(*SHARED.get_or_init(Device::sim))
+            }
             #[cfg(feature = "sim")]
             _ if text.starts_with("sim:") => Ok(Device::sim_with(text["sim:".len()..].parse()?)),
             _ => match text.strip_prefix("cuda:").map(str::parse) {

@@ -8,8 +8,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::reduce::{Axes, cases, folded, map, real, same_dtype, store, wide, wide_dtype};
 use super::reduce::gpu;
+use super::reduce::{Axes, cases, folded, map, real, same_dtype, store, wide, wide_dtype};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::reduce::{self, Fold, Reduction, SumOf, same};
 use crate::device::Stream;

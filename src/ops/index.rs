@@ -22,8 +22,8 @@ use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};
 
-pub(super) use lookup::{Index, bad_index, float_dtype, index_dtype, out_of_range};
 use gpu::Sums;
+pub(super) use lookup::{Index, bad_index, float_dtype, index_dtype, out_of_range};
 use lookup::{Table, read_indices};
 use scatter::{add_rows, plan_scatter, scatter, sort_positions};
 

@@ -103,11 +103,9 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
     /// Computes on the CPU. Inputs have any layout; outputs are contiguous; results do not depend on the thread count.
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()>;
 
-    /// Computes on a GPU: queues kernels on `stream` and does not wait. Inputs have any layout; outputs are contiguous.
-    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        let _ = (stream, inputs, outputs);
-        Err(Error::unsupported(Self::NAME, "not implemented on GPUs"))
-    }
+    /// Computes on a GPU: queues kernels on `stream` and does not wait. Inputs have any layout; outputs are contiguous. An
+    /// element type without a kernel is an error of kind `Unsupported`; nothing is computed elsewhere instead.
+    fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()>;
 
     /// Delivers the gradients of the inputs that want one ([`BackwardCx::needs`]), given those of the outputs; `None`
     /// stands for zero. The default says that the op has no gradient.

@@ -7,8 +7,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::reduce::{Axes, cases, float_only, folded, map, real, same_dtype, store, sums, wide};
 use super::reduce::gpu;
+use super::reduce::{Axes, cases, float_only, folded, map, real, same_dtype, store, sums, wide};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
 use crate::cpu::pool::Block;
 use crate::cpu::reduce::{Max, SumOf};

@@ -150,9 +150,12 @@ impl Fresh {
 }
 
 fn infer(op: &dyn AnyOp, inputs: &[&Tensor]) -> Result<(Device, Plan)> {
-    let device = common_device(op.name(), inputs)?;
+    let common = common_device(op.name(), inputs)?;
     let metas: Vec<Meta> = inputs.iter().map(|t| t.meta()).collect();
-    Ok((device, op.infer(&metas)?))
+    let plan = op.infer(&metas)?;
+    // An op without inputs says where it works by its outputs.
+    let device = plan.outputs.first().filter(|_| inputs.is_empty()).map_or(common, |m| m.device);
+    Ok((device, plan))
 }
 
 /// Runs `op` into fresh tensors and records it.

@@ -32,7 +32,12 @@ impl RowPlan {
         let last = shape.rank() - 1;
         let (classes, rows) = (shape[last], shape.without(last).numel());
         let lanes = if classes > NARROW { 256 } else { classes.div_ceil(GROUP).next_power_of_two().min(32) };
-        RowPlan { rows: rows as u64, classes: classes as u64, lanes: lanes as u64, wide: u32::from(lanes == 256) }
+        RowPlan {
+            rows: rows as u64,
+            classes: classes as u64,
+            lanes: lanes as u64,
+            wide: u32::from(lanes == 256),
+        }
     }
 
     /// Thread blocks of a launch.

@@ -10,7 +10,7 @@ use crate::device::launch::{Dims, Dst, Src, Strides, merge, narrow};
 use crate::device::stream::Temp;
 use crate::ops::gpu::adds;
 use crate::shape::Layout;
-use crate::tensor::{Mode, Out, View};
+use crate::tensor::{Out, View};
 use crate::{DType, Result};
 
 /// Threads of a block.
@@ -203,8 +203,12 @@ impl<'a> Job<'a> {
         let w = w.map(|w| w.expand(&x.shape())).transpose()?;
         let way = Way::new(axes, x.layout(), w.as_ref().map_or(x.layout(), View::layout), false);
         let (x, w) = (x.src(), w.map(|w| w.src()));
-        let plan =
-            plan(&way, (16 / x.dtype().size()) as u64, aligned(&[x]) && w.is_none_or(|w| aligned(&[w])), false);
+        let plan = plan(
+            &way,
+            (16 / x.dtype().size()) as u64,
+            aligned(&[x]) && w.is_none_or(|w| aligned(&[w])),
+            false,
+        );
         Ok(Job { stream, fold, way, plan, x, w, finish })
     }
 
@@ -378,10 +382,10 @@ pub(in crate::ops) fn spread(
     }
     let (dims, [x_by, y_by, dy_by, stat_by]) =
         merge(&shape, [&layouts[0].strides, &layouts[1].strides, &layouts[2].strides, &layouts[3].strides]);
-    let ([x, y, dy], stat, n, add) =
-        (sources, states.map(|s| s.0.src()), shape.numel() as u64, adds(out));
+    let ([x, y, dy], stat, n, add) = (sources, states.map(|s| s.0.src()), shape.numel() as u64, adds(out));
     let r = out.dst();
-    kernels::Spread { f, x, y, dy, stat, r, dims, x_by, y_by, dy_by, stat_by, n, count, scale, add }.launch(stream)
+    kernels::Spread { f, x, y, dy, stat, r, dims, x_by, y_by, dy_by, stat_by, n, count, scale, add }
+        .launch(stream)
 }
 
 /// A way and a plan for the kernels that have the form of rows only; pieces where `split`.
@@ -418,7 +422,12 @@ pub(in crate::ops) fn choose(
 }
 
 /// Σ of integers.
-pub(in crate::ops) fn integer_sum(stream: &Stream, x: &View<'_>, axes: Axes, out: &mut Out<'_>) -> Result<()> {
+pub(in crate::ops) fn integer_sum(
+    stream: &Stream,
+    x: &View<'_>,
+    axes: Axes,
+    out: &mut Out<'_>,
+) -> Result<()> {
     let (way, _, lanes, grid) = rows(axes, x, false)?;
     let Way { kept, kept_by: [x_kept, _], gone, gone_by: [x_gone, _] } = way;
     let (x, add, n, length) = (x.src(), adds(out), way.outputs(), way.length());
@@ -437,9 +446,10 @@ pub(in crate::ops) fn integer_extremum(
     let (way, _, lanes, grid) = rows(axes, x, false)?;
     let Way { kept, kept_by: [x_kept, _], gone, gone_by: [x_gone, _] } = way;
     let (x, n, length) = (x.src(), way.outputs(), way.length());
-    let add = u32::from(out.mode() == Mode::Accumulate);
+    let add = adds(out);
     let y = out.dst();
-    kernels::IntegerExtremum { f, x, y, kept, x_kept, gone, x_gone, n, length, lanes, add, grid }.launch(stream)
+    kernels::IntegerExtremum { f, x, y, kept, x_kept, gone, x_gone, n, length, lanes, add, grid }
+        .launch(stream)
 }
 
 pub(in crate::ops) use kernels::{ChooseRowsF as Choose, IntegerExtremumF as IntegerExtremum};

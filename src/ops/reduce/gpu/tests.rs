@@ -16,9 +16,15 @@ fn planned(dims: &[usize], axes: &[isize]) -> Plan {
 #[test]
 fn rows_of_many_outputs_take_as_few_threads_as_keep_loads_under_way() {
     assert_eq!(planned(&[1 << 20, 16], &[1]), Plan { form: Form::Rows(1), wide: true, piece: 16, pieces: 1 });
-    assert_eq!(planned(&[1 << 16, 1024], &[1]), Plan { form: Form::Rows(64), wide: true, piece: 1024, pieces: 1 });
+    assert_eq!(
+        planned(&[1 << 16, 1024], &[1]),
+        Plan { form: Form::Rows(64), wide: true, piece: 1024, pieces: 1 }
+    );
     // Few outputs: more threads each, then pieces.
-    assert_eq!(planned(&[64, 1024], &[1]), Plan { form: Form::Rows(256), wide: true, piece: 1024, pieces: 1 });
+    assert_eq!(
+        planned(&[64, 1024], &[1]),
+        Plan { form: Form::Rows(256), wide: true, piece: 1024, pieces: 1 }
+    );
     let one = planned(&[1 << 24], &[0]);
     assert_eq!((one.form, one.pieces), (Form::Rows(256), 1024));
 }
