@@ -1,4 +1,4 @@
-//! Optimisers on a GPU, the simulated one, against the CPU's: the same bits, since both do the same IEEE operations in the
+//! Optimisers on a GPU (the simulated one, or that which WARPSMITH_TEST_DEVICE names) against the CPU's: the same bits, since both do the same IEEE operations in the
 //! same order. Groups, a frozen parameter, clipping, a loss scale; and the form of the update with master weights.
 
 use std::ops::RangeInclusive;
@@ -12,6 +12,10 @@ use warpsmith::optim::{Adam, AdamW, Clip, Optimizer, RmsProp, Rule, Sgd, Update,
 use warpsmith::param::{ALIGN, StepBlock};
 use warpsmith::tensor::{Meta, Mode, Out, View};
 use warpsmith::{Arena, DType, Device, Error, Result, Shape, Tensor};
+
+fn device() -> Device {
+    std::env::var("WARPSMITH_TEST_DEVICE").unwrap_or("sim".into()).parse().unwrap()
+}
 
 /// Numbers that look random but need no generator.
 fn noise(n: usize, salt: u64) -> Vec<f64> {
@@ -97,7 +101,7 @@ fn check<R: Rule>(rule: R, clip: Clip) {
         let start = arena(dtype, Device::Cpu).unwrap().values().unwrap().to_f64_vec().unwrap();
         let moved = start.iter().zip(&want[1].1).filter(|(a, b)| a != b).count();
         assert!(moved > 15_000, "only {moved} values moved");
-        let got = trained(rule, clip, dtype, Device::sim(), 20).unwrap();
+        let got = trained(rule, clip, dtype, device(), 20).unwrap();
         same_bits(&format!("{rule:?} {clip:?} {dtype}"), &got, &want);
     }
 }
@@ -207,7 +211,7 @@ fn master_weights_are_updated_rounded_and_gradients_zeroed_in_one_launch() {
         let floats = Tensor::from_slice(&floats, floats.len(), device).unwrap();
         (floats, Tensor::from_slice(&table, 3, device).unwrap())
     };
-    let device = Device::sim();
+    let device = device();
     let (weights, grads) = (start.to_dtype(DType::BF16).unwrap(), host(2).to_dtype(DType::BF16).unwrap());
     let (want, want_sum) = (start.contiguous().unwrap(), Tensor::zeros(n, DType::F32, Device::Cpu).unwrap());
     let want = Tensor::from_slice(&want.to_vec::<f32>().unwrap(), n, Device::Cpu).unwrap();
