@@ -117,7 +117,8 @@ fn the_first_bad_index_is_named_as_on_the_cpu() {
 fn pieces_that_vectors_can_move_are_put_together_as_on_the_cpu() {
     for dtype in [DType::F32, DType::BF16, DType::U8, DType::I64] {
         let part = |shape: &[usize], salt| {
-            let numbers = noise(shape.iter().product(), salt).iter().map(|v| (v * 100.0).abs()).collect::<Vec<_>>();
+            let numbers =
+                noise(shape.iter().product(), salt).iter().map(|v| (v * 100.0).abs()).collect::<Vec<_>>();
             Tensor::from_slice(&numbers, shape, Device::Cpu).unwrap().to_dtype(dtype).unwrap()
         };
         let parts = [part(&[5, 16], 1), part(&[5, 48], 2), part(&[5, 7], 3), part(&[48, 5], 4).t().unwrap()];

@@ -25,7 +25,11 @@ fn results(loss: Loss, inputs: &[Tensor], device: Device) -> (Vec<f64>, Vec<f64>
     on[0] = on[0].as_leaf().unwrap();
     let value = loss(&on).unwrap();
     // One element of many is as good as their sum: rows do not depend on each other.
-    let first = if value.rank() == 0 { value.clone() } else { value.reshape(value.numel()).unwrap().select(0, 1).unwrap() };
+    let first = if value.rank() == 0 {
+        value.clone()
+    } else {
+        value.reshape(value.numel()).unwrap().select(0, 1).unwrap()
+    };
     let grad = backward(&first).unwrap().get(&on[0]).unwrap().to_f64_vec().unwrap();
     (value.to_f64_vec().unwrap(), grad)
 }
@@ -47,7 +51,10 @@ fn compare(name: &str, loss: Loss, inputs: &[Tensor]) {
             for (at, (g, w)) in got.iter().zip(&want).enumerate() {
                 let near = (g - w).abs() <= unit * w.abs() + 40.0 * 2f64.powi(-24) * largest;
                 // Infinities and NaN: the same ones.
-                assert!(near || g == w || (g.is_nan() && w.is_nan()), "{name} {dtype} {part}[{at}]: {g} for {w}");
+                assert!(
+                    near || g == w || (g.is_nan() && w.is_nan()),
+                    "{name} {dtype} {part}[{at}]: {g} for {w}"
+                );
             }
         }
     }
@@ -58,7 +65,11 @@ fn targets(rows: usize, classes: usize) -> Tensor {
     Tensor::from_slice(&(0..rows).map(class).collect::<Vec<_>>(), rows, Device::Cpu).unwrap()
 }
 
-const fn options<'a>(weight: Option<&'a Tensor>, label_smoothing: f64, reduction: Reduction) -> CrossEntropy<'a> {
+const fn options<'a>(
+    weight: Option<&'a Tensor>,
+    label_smoothing: f64,
+    reduction: Reduction,
+) -> CrossEntropy<'a> {
     CrossEntropy { weight, ignore_index: -100, label_smoothing, reduction, class_dim: 1 }
 }
 
@@ -67,10 +78,15 @@ fn rows_in_vectors_and_of_every_width_give_what_the_cpu_gives() {
     // Widths that vectors of both sizes divide: a lane, some lanes, a warp, a block a row; several blocks of rows.
     for (rows, classes) in [(6, 8), (7, 40), (300, 24), (3, 1024), (5, 2056)] {
         let name = format!("{rows} x {classes}");
-        let (x, w) = (noise(&[rows, classes], 1, 4.0), noise(&[classes], 2, 0.5).add(&noise(&[1], 0, -1.0)).unwrap());
+        let (x, w) =
+            (noise(&[rows, classes], 1, 4.0), noise(&[classes], 2, 0.5).add(&noise(&[1], 0, -1.0)).unwrap());
         let w = w.mul(&w).unwrap();
         let (y, soft) = (targets(rows, classes), noise(&[rows, classes], 3, 4.0).softmax(1).unwrap());
-        compare(&name, |t| t[0].cross_entropy(&t[1], options(None, 0.0, Reduction::Mean)), &[x.clone(), y.clone()]);
+        compare(
+            &name,
+            |t| t[0].cross_entropy(&t[1], options(None, 0.0, Reduction::Mean)),
+            &[x.clone(), y.clone()],
+        );
         let smooth: Loss = |t| t[0].cross_entropy(&t[1], options(Some(&t[2]), 0.2, Reduction::Sum));
         compare(&name, smooth, &[x.clone(), y.clone(), w.clone()]);
         let each: Loss = |t| t[0].cross_entropy(&t[1], options(None, 0.1, Reduction::None));
@@ -120,7 +136,11 @@ fn logits_far_apart_and_infinite_ones_keep_their_meaning() {
     }
     let x = Tensor::from_slice(&rows.concat(), [7, 40], Device::Cpu).unwrap();
     let y = Tensor::from_slice(&[0i64, 0, 38, 3, 1, 2, 5], 7, Device::Cpu).unwrap();
-    compare("far", |t| t[0].cross_entropy(&t[1], options(None, 0.0, Reduction::None)), &[x.clone(), y.clone()]);
+    compare(
+        "far",
+        |t| t[0].cross_entropy(&t[1], options(None, 0.0, Reduction::None)),
+        &[x.clone(), y.clone()],
+    );
     let two = x.narrow(0, 0, 2).unwrap();
     let first = y.narrow(0, 0, 2).unwrap();
     compare("far", |t| t[0].cross_entropy(&t[1], options(None, 0.3, Reduction::Mean)), &[two, first]);

@@ -49,8 +49,8 @@ fn object(source: &Source) -> PathBuf {
     let mut headers = below(&root().join("kernels"), &["cuh", "h", "cu"]);
     headers.extend(source.over.iter().flat_map(|o| below(o, &["cuh", "h", "cu"])));
     let flags = if source.checked { CHECKED.join(" ") } else { String::new() };
-    let hash = Hash::new().add(COMMON.join(" ")).add(flags).add_files(root(), &headers);
-    let hash = hash.add_files(root(), std::slice::from_ref(&source.file)).text();
+    let hash = Hash::new().add(COMMON.join(" ")).add(flags).add_files(&headers);
+    let hash = hash.add_files(std::slice::from_ref(&source.file)).text();
     let object = folder().join(format!("{}-{hash}.o", source.file.file_stem().unwrap().to_string_lossy()));
     if !object.is_file() {
         let mut command = compiler();
