@@ -73,27 +73,28 @@ KERNEL(norm_block, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), in
     constexpr u32 V = vec_width<T>(), STEP = 256 * V;
     DYN_SHARED(f32, kept);
     const T* from = x + u64(blockIdx.x) * n;
-    f32 v[V], sum = 0.0f, square = 0.0f, m = 0.0f;
+    f32 v[V], m = 0.0f;
+    LongSum sum, square;
     // Each thread reads back from shared memory only what it wrote itself.
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         load_piece<T>(v, from, first, n, vector, 0.0f);
 #pragma unroll
         for (u32 j = 0; j < V; ++j) {
-            sum += v[j];
+            sum.add(v[j]);
             if (cached && first + j < n) kept[first + j] = v[j];
         }
     }
-    if (F::CENTRED) m = block_sum<256>(sum) / f32(n);
+    if (F::CENTRED) m = block_sum<256>(sum.sum) / f32(n);
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         if (!cached) load_piece<T>(v, from, first, n, vector, 0.0f);
 #pragma unroll
         for (u32 j = 0; j < V; ++j)
             if (first + j < n) {
                 const f32 d = (cached ? kept[first + j] : v[j]) - m;
-                square += d * d;
+                square.add(d * d);
             }
     }
-    const f32 r = 1.0f / sqrtf(block_sum<256>(square) / f32(n) + eps);
+    const f32 r = 1.0f / sqrtf(block_sum<256>(square.sum) / f32(n) + eps);
     if (threadIdx.x == 0) store_statistics(mean, rstd, blockIdx.x, m, r);
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         if (!cached) load_piece<T>(v, from, first, n, vector, 0.0f);
@@ -153,13 +154,14 @@ KERNEL(norm_parameters, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm
     SHARED(NormParts, parts);
     const u32 column = blockIdx.x * 32 + threadIdx.x % 32, line = threadIdx.x / 32;
     const u64 first = u64(blockIdx.y) * chunk, end = first + chunk < rows ? first + chunk : rows;
-    f32 w = 0.0f, b = 0.0f;
+    LongSum ws, bs;
     if (column < n)
         for (u64 row = first + line; row < end; row += 8) {
             const f32 g = to_f32(dy[row * n + column]), m = F::CENTRED ? mean[row] : 0.0f;
-            w += g * ((to_f32(x[row * n + column]) - m) * rstd[row]);
-            b += g;
+            ws.add(g * ((to_f32(x[row * n + column]) - m) * rstd[row]));
+            bs.add(g);
         }
+    f32 w = ws.sum, b = bs.sum;
     parts.weight[line][threadIdx.x % 32] = w;
     parts.bias[line][threadIdx.x % 32] = b;
     __syncthreads();
@@ -178,7 +180,7 @@ KERNEL(norm_finish, types(T: f32, bf16, f16), in(f32, parts, chunks * n), out(T,
        val(u32, add), launch(grid = ceil_div(n, 128), block = 128, shared = 0)) {
     const u32 column = blockIdx.x * 128 + threadIdx.x;
     if (column >= n) return;
-    f32 sum = 0.0f;
-    for (u64 k = 0; k < chunks; ++k) sum += parts[k * n + column];
-    total[column] = from_f32<T>(add ? to_f32(total[column]) + sum : sum);
+    LongSum sum;
+    for (u64 k = 0; k < chunks; ++k) sum.add(parts[k * n + column]);
+    total[column] = from_f32<T>(add ? to_f32(total[column]) + sum.sum : sum.sum);
 }

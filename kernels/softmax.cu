@@ -59,7 +59,8 @@ KERNEL(softmax_block, types(T: f32, bf16, f16), functors(F: Softmax, LogSoftmax)
     constexpr u32 V = vec_width<T>(), STEP = 256 * V;
     DYN_SHARED(f32, kept);
     const T* from = x + u64(blockIdx.x) * n;
-    f32 v[V], max = -ws_infinity(), sum = 0.0f;
+    f32 v[V], max = -ws_infinity();
+    LongSum sum;
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         load_piece<T>(v, from, first, n, vector, -ws_infinity());
 #pragma unroll
@@ -74,9 +75,9 @@ KERNEL(softmax_block, types(T: f32, bf16, f16), functors(F: Softmax, LogSoftmax)
         if (!cached) load_piece<T>(v, from, first, n, vector, -ws_infinity());
 #pragma unroll
         for (u32 j = 0; j < V; ++j)
-            if (first + j < n) sum += ws_exp((cached ? kept[first + j] : v[j]) - max);
+            if (first + j < n) sum.add(ws_exp((cached ? kept[first + j] : v[j]) - max));
     }
-    const f32 total = F::total(block_sum<256>(sum));
+    const f32 total = F::total(block_sum<256>(sum.sum));
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         if (!cached) load_piece<T>(v, from, first, n, vector, 0.0f);
 #pragma unroll
@@ -95,10 +96,11 @@ KERNEL(softmax_column, types(T: f32, bf16, f16), functors(F: Softmax, LogSoftmax
     const u64 column = u64(blockIdx.x) * 256 + threadIdx.x;
     if (column >= outer * inner) return;
     const u64 start = column / inner * n * inner + column % inner;
-    f32 max = -ws_infinity(), sum = 0.0f;
+    f32 max = -ws_infinity();
+    LongSum sum;
     for (u64 i = 0; i < n; ++i) max = Max::apply(max, to_f32(x[start + i * inner]));
-    for (u64 i = 0; i < n; ++i) sum += ws_exp(to_f32(x[start + i * inner]) - max);
-    const f32 total = F::total(sum);
+    for (u64 i = 0; i < n; ++i) sum.add(ws_exp(to_f32(x[start + i * inner]) - max));
+    const f32 total = F::total(sum.sum);
     for (u64 i = 0; i < n; ++i) {
         const u64 at = start + i * inner;
         const f32 v = F::apply(to_f32(x[at]), max, total);
@@ -139,14 +141,15 @@ KERNEL(softmax_backward_block, types(T: f32, bf16, f16), functors(F: Softmax, Lo
        launch(grid = rows, block = 256, shared = 0)) {
     constexpr u32 V = vec_width<T>(), STEP = 256 * V;
     const u64 start = u64(blockIdx.x) * n;
-    f32 v[V], d[V], sum = 0.0f;
+    f32 v[V], d[V];
+    LongSum terms;
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         load_piece<T>(v, y + start, first, n, vector, 0.0f);
         load_piece<T>(d, dy + start, first, n, vector, 0.0f);
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) sum += F::term(v[j], d[j]);
+        for (u32 j = 0; j < V; ++j) terms.add(F::term(v[j], d[j]));
     }
-    sum = block_sum<256>(sum);
+    const f32 sum = block_sum<256>(terms.sum);
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         load_piece<T>(v, y + start, first, n, vector, 0.0f);
         load_piece<T>(d, dy + start, first, n, vector, 0.0f);
@@ -163,11 +166,11 @@ KERNEL(softmax_backward_column, types(T: f32, bf16, f16), functors(F: Softmax, L
     const u64 column = u64(blockIdx.x) * 256 + threadIdx.x;
     if (column >= outer * inner) return;
     const u64 start = column / inner * n * inner + column % inner;
-    f32 sum = 0.0f;
-    for (u64 i = 0; i < n; ++i) sum += F::term(to_f32(y[start + i * inner]), to_f32(dy[start + i * inner]));
+    LongSum terms;
+    for (u64 i = 0; i < n; ++i) terms.add(F::term(to_f32(y[start + i * inner]), to_f32(dy[start + i * inner])));
     for (u64 i = 0; i < n; ++i) {
         const u64 at = start + i * inner;
-        const f32 v = F::gradient(to_f32(y[at]), to_f32(dy[at]), sum);
+        const f32 v = F::gradient(to_f32(y[at]), to_f32(dy[at]), terms.sum);
         dx[at] = from_f32<T>(add ? to_f32(dx[at]) + v : v);
     }
 }

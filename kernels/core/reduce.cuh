@@ -10,6 +10,17 @@ struct Sum { template <class T> WS_FN T apply(T a, T b) { return a + b; } };
 struct Max { template <class T> WS_FN T apply(T a, T b) { return a > b || a != a ? a : b; } };
 struct Min { template <class T> WS_FN T apply(T a, T b) { return a < b || a != a ? a : b; } };
 
+// A long sum by one thread (Kahan): its error does not grow with the number of terms. Free where memory is what is waited for.
+struct LongSum {
+    f32 sum = 0.0f, rest = 0.0f;
+    WS_METHOD void add(f32 x) {
+        const f32 with_rest = x - rest, next = sum + with_rest;
+        // An infinite sum stays: its rest would be NaN.
+        rest = next - sum == next - sum ? (next - sum) - with_rest : 0.0f;
+        sum = next;
+    }
+};
+
 template <class Op, class T> WS_FN T warp_reduce(T x) {
 #pragma unroll
     for (u32 step = 16; step > 0; step /= 2) x = Op::apply(x, __shfl_xor_sync(0xFFFFFFFFu, x, step));
