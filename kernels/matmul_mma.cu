@@ -1,7 +1,8 @@
 // archs: 80 86 89 90 100 120 ptx80
-// matmul_mma.cu: the matrix product on tensor cores by mma.sync: bf16 and f16 with f32 sums.
+// matmul_mma.cu: the matrix product on tensor cores by mma.sync: bf16 and f16 with f32 sums, and f32 rounded to tf32 for who
+// asks for that.
 //
-// A ring of three stages of 32 of k each is filled by cp.async while an older stage is multiplied; one barrier a stage.
+// A ring of three stages of 64 bytes of k each is filled by cp.async while an older stage is multiplied; one barrier a stage.
 // Rows of 16-byte chunks are swizzled so that eight lanes of a copy or of an ldmatrix always hit eight different chunks
 // modulo 128 bytes: no bank conflicts, no padding. An operand may lie k-major (k contiguous) or row-major along the other
 // dimension: the second is turned by ldmatrix.trans, so no transpose is ever copied.
@@ -10,24 +11,37 @@
 // Tensor cores truncate where they sum: an error of up to 2 units of the last f32 place for every 16 of k.
 #include "core/gemm.cuh"
 
-constexpr u32 MMA_DEPTH = 32;        // of k a stage
 constexpr u32 MMA_STAGES = 3;        // three 128 x 128 stages are 48 KiB: two blocks a multiprocessor from sm_86 on
-constexpr u32 CHUNK = 8;             // elements in 16 bytes
+constexpr u32 LINE_CHUNKS = 4;       // a stage is 64 bytes of k deep
 
 struct alignas(16) Chunk { u32 words[4]; };
 
-// Where a chunk of a tile of `LEN` rows of A (columns of B) by MMA_DEPTH lies. Lines are rows of A if it is k-major, else k.
-template <bool K_MAJOR, u32 LEN> WS_FN u32 chunk_at(u32 line, u32 chunk) {
+// What differs between 16-bit factors and tf32: sizes in elements, and the product of a 16 x 8 tile of C.
+template <class T> struct MmaType {
+    static constexpr u32 CHUNK = 8, DEPTH = LINE_CHUNKS * CHUNK;
+    WS_FN u32 swizzle(u32 line) { return line % 8; }
+    WS_FN void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { ptx::mma_m16n8k16<T>(d, a, b); }
+};
+template <> struct MmaType<f32> {
+    static constexpr u32 CHUNK = 4, DEPTH = LINE_CHUNKS * CHUNK;
+    // Fragments of transposed factors are read word by word: four lines of 8 words at a time.
+    WS_FN u32 swizzle(u32 line) { return line % 4 * 2; }
+    WS_FN void multiply(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { ptx::mma_m16n8k8_tf32(d, a, b); }
+};
+
+// Where a chunk of a tile of `LEN` rows of A (columns of B) lies. Lines are rows of A if it is k-major, else k.
+template <class T, bool K_MAJOR, u32 LEN> WS_FN u32 chunk_at(u32 line, u32 chunk) {
     static_assert(LEN % 64 == 0, "the swizzle spans eight chunks");
-    return K_MAJOR ? line * (MMA_DEPTH / CHUNK) + (chunk ^ (line / 2 % 4)) : line * (LEN / CHUNK) + (chunk ^ line % 8);
+    return K_MAJOR ? line * LINE_CHUNKS + (chunk ^ (line / 2 % 4))
+                   : line * (LEN / MmaType<T>::CHUNK) + (chunk ^ MmaType<T>::swizzle(line));
 }
 
 // Fetches tiles of an operand whose lines are contiguous and aligned to 16 bytes.
 template <class T, bool K_MAJOR_, u32 LEN, u32 THREADS> struct MmaAligned {
     static constexpr bool K_MAJOR = K_MAJOR_;
-    static constexpr u32 PER_LINE = K_MAJOR ? MMA_DEPTH / CHUNK : LEN / CHUNK;
-    static constexpr u32 LINES = THREADS / PER_LINE, ROUNDS = LEN * MMA_DEPTH / CHUNK / THREADS;
-    static_assert(THREADS % PER_LINE == 0 && ROUNDS * THREADS * CHUNK == LEN * MMA_DEPTH, "whole chunks for every thread");
+    static constexpr u32 CHUNK = MmaType<T>::CHUNK, PER_LINE = K_MAJOR ? LINE_CHUNKS : LEN / CHUNK;
+    static constexpr u32 LINES = THREADS / PER_LINE, ROUNDS = LEN * LINE_CHUNKS / THREADS;
+    static_assert(THREADS % PER_LINE == 0 && ROUNDS * THREADS == LEN * LINE_CHUNKS, "whole chunks for every thread");
     const T* p;
     u64 pitch;                 // elements from one line to the next
     u32 first, size, k_end;    // the tile's first row of A (column of B), rows in all, end of the slice of k
@@ -41,15 +55,15 @@ template <class T, bool K_MAJOR_, u32 LEN, u32 THREADS> struct MmaAligned {
             const u32 rows = K_MAJOR ? size : k_end, cols = K_MAJOR ? k_end : size;
             const u32 valid = row < rows && col < cols ? (cols - col < CHUNK ? cols - col : CHUNK) : 0;
             const T* from = valid ? p + row * pitch + col : p;
-            ptx::cp_async16(&tile[chunk_at<K_MAJOR, LEN>(line, chunk)], from, valid * 2);
+            ptx::cp_async16(&tile[chunk_at<T, K_MAJOR, LEN>(line, chunk)], from, valid * u32(sizeof(T)));
         }
     }
 };
 
-// Fetches tiles of an operand with any strides.
+// Fetches tiles of a 16-bit operand with any strides.
 template <class T, u32 LEN, u32 THREADS> struct MmaAny {
     static constexpr bool K_MAJOR = true;
-    static constexpr u32 PER_LINE = MMA_DEPTH / CHUNK, ROUNDS = LEN * MMA_DEPTH / CHUNK / THREADS;
+    static constexpr u32 CHUNK = MmaType<T>::CHUNK, ROUNDS = LEN * LINE_CHUNKS / THREADS;
     const T* p;
     u64 stride, k_stride;      // from one row of A (column of B) to the next; from one k to the next
     u32 first, size, k_end;
@@ -59,7 +73,7 @@ template <class T, u32 LEN, u32 THREADS> struct MmaAny {
 #pragma unroll 1
         for (u32 i = 0; i < ROUNDS; ++i) {
             const u32 id = threadIdx.x + i * THREADS;
-            const u32 line = along_k ? id / PER_LINE : id % LEN, chunk = along_k ? id % PER_LINE : id / LEN;
+            const u32 line = along_k ? id / LINE_CHUNKS : id % LEN, chunk = along_k ? id % LINE_CHUNKS : id / LEN;
             const u32 row = first + line, col = k + chunk * CHUNK;
             const T* from = p + row * stride + col * k_stride;
             u32 bits[CHUNK];
@@ -68,29 +82,41 @@ template <class T, u32 LEN, u32 THREADS> struct MmaAny {
             Chunk to;
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) to.words[j] = bits[2 * j] | bits[2 * j + 1] << 16;
-            tile[chunk_at<true, LEN>(line, chunk)] = to;
+            tile[chunk_at<T, true, LEN>(line, chunk)] = to;
         }
     }
 };
 
-// The 16 x 16 fragment at rows from `row` of A (columns of B) and k from `depth`: registers (row, k) + (0, 0), (8, 0), (0, 8),
-// (8, 8), as mma takes A; B's two fragments of 8 columns are registers 0, 2 and 1, 3.
-template <bool K_MAJOR, u32 LEN> WS_FN void load_fragment(u32 (&to)[4], const Chunk* tile, u32 row, u32 depth) {
+// The fragment of 16 rows from `row` of A (columns of B) and two chunks of k from `chunk`. Registers are the quarters (upper
+// rows, first chunk), (lower, first), (upper, second), (lower, second), as mma takes A; B's two fragments of 8 columns are
+// registers 0, 2 and 1, 3.
+template <class T, bool K_MAJOR, u32 LEN> WS_FN void load_fragment(u32 (&to)[4], const Chunk* tile, u32 row, u32 chunk) {
+    constexpr u32 CHUNK = MmaType<T>::CHUNK;
     const u32 lane = threadIdx.x % 32, matrix = lane / 8, line = lane % 8;
     if constexpr (K_MAJOR) {
-        const Chunk* at = &tile[chunk_at<true, LEN>(row + matrix % 2 * 8 + line, depth / CHUNK + matrix / 2)];
-        ptx::ldmatrix_x4(to, at);
+        ptx::ldmatrix_x4(to, &tile[chunk_at<T, true, LEN>(row + matrix % 2 * 8 + line, chunk + matrix / 2)]);
+    } else if constexpr (sizeof(T) == 2) {
+        const u32 k = chunk * CHUNK + matrix / 2 * 8 + line;
+        ptx::ldmatrix_x4_trans(to, &tile[chunk_at<T, false, LEN>(k, row / CHUNK + matrix % 2)]);
     } else {
-        const Chunk* at = &tile[chunk_at<false, LEN>(depth + matrix / 2 * 8 + line, row / CHUNK + matrix % 2)];
-        ptx::ldmatrix_x4_trans(to, at);
+        // ldmatrix turns 16-bit elements only.
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            const ptx::Place at = ptx::mma_tf32_a(lane, i);
+            const u32 col = row + at.row;
+            to[i] = tile[chunk_at<T, false, LEN>(chunk * CHUNK + at.col, col / CHUNK)].words[col % CHUNK];
+        }
     }
+    if constexpr (sizeof(T) == 4)
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) to[i] = ptx::tf32_of_f32(f32_of(to[i]));
 }
 
 // The ring; afterwards 16 rows of C for each warp row of the block, on their way out.
 template <u32 BM, u32 BN> struct MmaRing {
     struct Stage {
-        Chunk a[BM * MMA_DEPTH / CHUNK];
-        Chunk b[BN * MMA_DEPTH / CHUNK];
+        Chunk a[BM * LINE_CHUNKS];
+        Chunk b[BN * LINE_CHUNKS];
     };
     Stage stages[MMA_STAGES];
 };
@@ -105,17 +131,17 @@ struct MmaSmall {
 template <class T, u32 BM, u32 BN, u32 WM, u32 WN, class A, class B>
 WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, const GemmStore<T>& results,
                    const GemmPlace& at, u32 splits) {
-    constexpr u32 WARPS_DOWN = BM / WM, THREADS = 32 * WARPS_DOWN * (BN / WN);
+    constexpr u32 WARPS_DOWN = BM / WM, THREADS = 32 * WARPS_DOWN * (BN / WN), DEPTH = MmaType<T>::DEPTH;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 row = warp % WARPS_DOWN * WM, col = warp / WARPS_DOWN * WN;
     f32 sum[WM / 16][WN / 8][4] = {};
 
-    const u32 steps = (k.to - k.from + MMA_DEPTH - 1) / MMA_DEPTH;
+    const u32 steps = (k.to - k.from + DEPTH - 1) / DEPTH;
 #pragma unroll
     for (u32 s = 0; s < MMA_STAGES - 1; ++s) {
         if (s < steps) {
-            a.load(ring.stages[s].a, k.from + s * MMA_DEPTH);
-            b.load(ring.stages[s].b, k.from + s * MMA_DEPTH);
+            a.load(ring.stages[s].a, k.from + s * DEPTH);
+            b.load(ring.stages[s].b, k.from + s * DEPTH);
         }
         ptx::cp_async_commit();
     }
@@ -126,25 +152,25 @@ WS_FN void mma_tile(MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k, 
         // Publishes stage `now`; stage `next`, which the last round multiplied, may be overwritten after it.
         __syncthreads();
         if (step + MMA_STAGES - 1 < steps) {
-            a.load(ring.stages[next].a, k.from + (step + MMA_STAGES - 1) * MMA_DEPTH);
-            b.load(ring.stages[next].b, k.from + (step + MMA_STAGES - 1) * MMA_DEPTH);
+            a.load(ring.stages[next].a, k.from + (step + MMA_STAGES - 1) * DEPTH);
+            b.load(ring.stages[next].b, k.from + (step + MMA_STAGES - 1) * DEPTH);
         }
         ptx::cp_async_commit();
 #pragma unroll
-        for (u32 depth = 0; depth < MMA_DEPTH; depth += 16) {
+        for (u32 chunk = 0; chunk < LINE_CHUNKS; chunk += 2) {
             u32 x[WM / 16][4], y[WN / 16][4];
 #pragma unroll
             for (u32 i = 0; i < WM / 16; ++i)
-                load_fragment<A::K_MAJOR, BM>(x[i], ring.stages[now].a, row + i * 16, depth);
+                load_fragment<T, A::K_MAJOR, BM>(x[i], ring.stages[now].a, row + i * 16, chunk);
 #pragma unroll
             for (u32 j = 0; j < WN / 16; ++j)
-                load_fragment<B::K_MAJOR, BN>(y[j], ring.stages[now].b, col + j * 16, depth);
+                load_fragment<T, B::K_MAJOR, BN>(y[j], ring.stages[now].b, col + j * 16, chunk);
 #pragma unroll
             for (u32 i = 0; i < WM / 16; ++i)
 #pragma unroll
                 for (u32 j = 0; j < WN / 8; ++j) {
                     const u32 z[2] = {y[j / 2][j % 2], y[j / 2][j % 2 + 2]};
-                    ptx::mma_m16n8k16<T>(sum[i][j], x[i], z);
+                    MmaType<T>::multiply(sum[i][j], x[i], z);
                 }
         }
         now = now + 1 == MMA_STAGES ? 0 : now + 1;
@@ -235,6 +261,25 @@ KERNEL(mma_64x64, types(T: bf16, f16), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a, 
     const MmaAligned<T, KB == 1, 64, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_pitch, at.col, n, range.to};
     const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
     mma_tile<T, 64, 64, 32, 32>(small.ring, from_a, from_b, range, all, at, splits);
+}
+
+// C = f(A B + bias) with factors rounded to tf32 (10 fraction bits), 128 x 128 of C a block, 64 x 64 a warp.
+// KA, KB: whether A and B lie k-major; a_pitch and b_pitch are elements from one line (of k, or along k) to the next.
+KERNEL(mma_tf32, types(T: f32), ints(KA: 0, 1), ints(KB: 0, 1), in(T, a, any), in(T, b, any), opt_in(T, bias, n),
+       opt_inout(T, c, batches * m * n), opt_out(T, pre, batches * m * n),
+       opt_out(f32, part, batches * splits * m * n), val(Dims, batch), val(Strides, a_batch), val(Strides, b_batch),
+       val(u64, batches), val(u64, a_pitch), val(u64, b_pitch), val(u32, m), val(u32, n), val(u32, k), val(u32, splits),
+       val(u32, slice), val(u32, activation), val(u32, add), val(u32, quads),
+       launch(grid = plan, block = 128, shared = 0, blocks = 2)) {
+    using Ring = MmaRing<128, 128>;
+    SHARED(Ring, ring);
+    const GemmPlace at = gemm_place(m, n, 128, 128, splits, batches);
+    if (!at.inside) return;
+    const GemmSlice range = gemm_slice(at.split, slice, k);
+    const MmaAligned<T, KA == 1, 128, 128> from_a = {a + offset_of(at.batch, batch, a_batch), a_pitch, at.row, m, range.to};
+    const MmaAligned<T, KB == 1, 128, 128> from_b = {b + offset_of(at.batch, batch, b_batch), b_pitch, at.col, n, range.to};
+    const GemmStore<T> all = {bias, c, pre, part, m, n, activation, add, quads};
+    mma_tile<T, 128, 128, 64, 64>(ring, from_a, from_b, range, all, at, splits);
 }
 
 // C = f(A B + bias) for any strides and addresses, 64 x 64 of C a block. Modes: 1 where a thread's neighbours lie along k.

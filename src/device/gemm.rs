@@ -54,6 +54,8 @@ pub struct Gemm<'a> {
     pub activation: u32,
     /// Receives what the activation is applied to: as C.
     pub pre: Option<Dst<'a>>,
+    /// Whether f32 factors may be rounded to tf32: an error of up to 2⁻¹⁰ of each product, for several times the speed.
+    pub tf32: bool,
 }
 
 /// The largest power of two that divides all of these, at most 8.
@@ -127,6 +129,7 @@ impl Gemm<'_> {
             b: self.b.access(self.n, self.batch),
             k: self.k,
             batches: self.batch.iter().product(),
+            tf32: self.tf32,
         }
     }
 
@@ -228,7 +231,7 @@ fn multiply(stream: &Stream, tile: Tile, d: &Desc, common: Common<'_>) -> Result
                 _ => any!(matmul_mma::MmaAny),
             }
         }
-        Tile::Mma256 | Tile::Mma128 | Tile::Mma64 => {
+        Tile::Mma256 | Tile::Mma128 | Tile::Mma64 | Tile::MmaTf32 => {
             let pitch = |access: Access| {
                 let pitch =
                     access.pitch(k).ok_or_else(|| Error::internal("a tensor-core tile without a pitch"));
@@ -244,7 +247,8 @@ fn multiply(stream: &Stream, tile: Tile, d: &Desc, common: Common<'_>) -> Result
             match tile {
                 Tile::Mma256 => aligned!(matmul_mma::Mma256x128),
                 Tile::Mma128 => aligned!(matmul_mma::Mma128x128),
-                _ => aligned!(matmul_mma::Mma64x64),
+                Tile::Mma64 => aligned!(matmul_mma::Mma64x64),
+                _ => aligned!(matmul_mma::MmaTf32),
             }
         }
     }

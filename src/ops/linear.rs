@@ -144,7 +144,10 @@ impl Op for Linear {
         let (y, pre) = outputs.split_at_mut(1);
         let (c, pre) = (y[0].dst(), pre.first_mut().map(|p| p.dst()));
         let activation = self.activation as u32;
-        gpu::gemm(stream, gpu::Gemm { batch: &[], m, n, k, a, b, c, add: false, bias, activation, pre })
+        gpu::gemm(
+            stream,
+            gpu::Gemm { batch: &[], m, n, k, a, b, c, add: false, bias, activation, pre, tf32: false },
+        )
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

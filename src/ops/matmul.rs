@@ -206,7 +206,10 @@ fn product_on_gpu(
     let (a_batch, b_batch) = (lead(a_layout), lead(b_layout));
     let a = Factor { src: a.src(), stride: last(a_layout, 2), k_stride: last(a_layout, 1), batch: &a_batch };
     let b = Factor { src: b.src(), stride: last(b_layout, 1), k_stride: last(b_layout, 2), batch: &b_batch };
-    gpu::gemm(stream, gpu::Gemm { batch, m, n, k, a, b, c, add, bias: None, activation: 0, pre: None })
+    gpu::gemm(
+        stream,
+        gpu::Gemm { batch, m, n, k, a, b, c, add, bias: None, activation: 0, pre: None, tf32: false },
+    )
 }
 
 /// Delivers a · b as the gradient of input `i`, summed over the dimensions of the batch that input `i` does not have.

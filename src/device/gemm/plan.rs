@@ -82,6 +82,8 @@ pub struct Desc {
     pub k: usize,
     /// Matrices.
     pub batches: usize,
+    /// Whether f32 factors may be rounded to the 10 fraction bits of tf32.
+    pub tf32: bool,
 }
 
 /// An architecture, as far as plans depend on it: two cards of one compute capability get the same plan.
@@ -131,6 +133,8 @@ pub enum Tile {
     Mma64,
     /// `mma_any`
     MmaAny,
+    /// `mma_tf32`
+    MmaTf32,
 }
 
 /// The properties of a tile.
@@ -147,7 +151,7 @@ struct Traits {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 7] =
+    pub const ALL: [Tile; 8] =
         [Tile::Simt128, Tile::Simt64, Tile::Simt32, Tile::Mma256, Tile::Mma128, Tile::Mma64, Tile::MmaAny];
 
     const fn traits(self) -> Traits {
@@ -159,6 +163,8 @@ impl Tile {
             Tile::Mma128 => (128, 128, true, 2, 72),
             Tile::Mma64 => (64, 64, true, 4, 50),
             Tile::MmaAny => (64, 64, true, 4, 20),
+            // Half the rate of 16-bit factors.
+            Tile::MmaTf32 => (128, 128, true, 2, 36),
         };
         Traits { rows, cols, tensor_cores, resident, percent }
     }
@@ -182,6 +188,7 @@ impl Tile {
             Tile::Simt64 | Tile::Simt32 => d.dtype == DType::F32 || narrow,
             Tile::Mma256 | Tile::Mma128 | Tile::Mma64 => narrow && d.a.vectors(d.k, 8) && d.b.vectors(d.k, 8),
             Tile::MmaAny => narrow,
+            Tile::MmaTf32 => d.dtype == DType::F32 && d.tf32 && d.a.vectors(d.k, 4) && d.b.vectors(d.k, 4),
         }
     }
 }
@@ -260,8 +267,8 @@ impl Plan {
 pub fn plan(d: &Desc, arch: Arch) -> Plan {
     let work = d.a.rows.saturating_mul(d.b.rows).saturating_mul(d.k);
     let serves = |tile: &&Tile| {
-        // Half-empty steps of k are no work for tensor cores either. What needs no aligned loads takes MmaAny last.
-        let exact = d.dtype == DType::F32 || work <= TINY || d.k < 16;
+        // Half-empty steps of k are no work for tensor cores either.
+        let exact = d.dtype == DType::F32 && !Tile::MmaTf32.serves(d) || work <= TINY || d.k < 16;
         tile.serves(d) && tile.tensor_cores() != exact
     };
     let mut best = None::<(Plan, f64)>;
@@ -290,7 +297,7 @@ mod tests {
 
     fn packed(dtype: DType, m: usize, n: usize, k: usize, batches: usize) -> Desc {
         let a = Access { rows: m, stride: k, k_stride: 1, aligned: 8 };
-        Desc { dtype, a, b: Access { rows: n, stride: 1, k_stride: n, aligned: 8 }, k, batches }
+        Desc { dtype, a, b: Access { rows: n, stride: 1, k_stride: n, aligned: 8 }, k, batches, tf32: false }
     }
 
     #[test]
@@ -357,7 +364,11 @@ mod tests {
         ] {
             assert_eq!(plan(&Desc { a, ..d }, H100).tile, Tile::MmaAny, "{a:?}");
         }
-        // f32 never goes to tensor cores; a few elements do not either.
+        // f32 goes to tensor cores only on demand, and where it is aligned; a few elements never do.
+        let tf32 = Desc { tf32: true, ..packed(DType::F32, 512, 512, 512, 1) };
+        assert_eq!(plan(&tf32, H100).tile, Tile::MmaTf32);
+        let odd = Desc { a: Access { stride: 513, ..tf32.a }, ..tf32 };
+        assert!(!plan(&odd, H100).tile.tensor_cores());
         assert!(!plan(&packed(DType::F32, 512, 512, 512, 1), H100).tile.tensor_cores());
         assert!(!plan(&packed(DType::F16, 8, 8, 64, 1), H100).tile.tensor_cores());
         assert!(!plan(&packed(DType::F16, 512, 512, 8, 1), H100).tile.tensor_cores());

@@ -204,6 +204,7 @@ fn run(stream: &'static Stream, task: &Task, choose: impl Fn(&Desc) -> Plan) -> 
         bias: bias_memory.as_ref().map(|m| Src::new(m.address(), n as u64, out)),
         activation: task.activation as u32,
         pre: pre.as_ref().map(|m| Dst::new(m.address(), count as u64, out)),
+        tf32: true,
     };
     let plan = choose(&g.desc());
     g.run(stream, plan).unwrap_or_else(|e| panic!("{task:?} by {plan:?}: {e}"));
@@ -217,7 +218,13 @@ fn run(stream: &'static Stream, task: &Task, choose: impl Fn(&Desc) -> Plan) -> 
     };
     let (got, got_pre) = (read(&c), pre.as_ref().map(read));
     // An FMA chain rounds k times; tensor cores truncate, twice as badly, once for every 16 of k. A few more for the rest.
-    let sums = if plan.tile.tensor_cores() { 2 * k.div_ceil(16) } else { k } + 2 * plan.splits + 8;
+    // Factors rounded to tf32 are off by half a unit of 10 bits each.
+    let sums = match plan.tile {
+        Tile::MmaTf32 => (1 << 14) + 2 * k.div_ceil(8),
+        tile if tile.tensor_cores() => 2 * k.div_ceil(16),
+        _ => k,
+    };
+    let sums = sums + 2 * plan.splits + 8;
     let tolerance = Tolerance::Sum(sums as f64 * 1.13, "");
     for at in 0..count {
         let (batch, i, j) = (at / (m * n), at / n % m, at % n);
@@ -255,14 +262,14 @@ fn hostile() -> &'static Stream {
 
 fn dtypes(tile: Tile) -> &'static [DType] {
     match tile {
-        Tile::Simt128 => &[DType::F32],
+        Tile::Simt128 | Tile::MmaTf32 => &[DType::F32],
         Tile::Simt64 | Tile::Simt32 => &[DType::F32, DType::BF16, DType::F16],
         _ => &[DType::BF16, DType::F16],
     }
 }
 
 fn lies(tile: Tile) -> &'static [Lie] {
-    if matches!(tile, Tile::Mma256 | Tile::Mma128 | Tile::Mma64) { &ALIGNED } else { &ANY }
+    if matches!(tile, Tile::Mma256 | Tile::Mma128 | Tile::Mma64 | Tile::MmaTf32) { &ALIGNED } else { &ANY }
 }
 
 #[test]
