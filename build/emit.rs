@@ -80,8 +80,8 @@ pub fn unit(unit: &Unit) -> String {
             let all = arguments(kernel, &values, |_| true);
             let pass = list(kernel.params.iter().map(|p| format!("a.{}", p.name())), ", ");
             line!(s, "using {symbol}_args_ = {name}_args{args};");
-            let blocks = kernel.blocks.map_or(String::new(), |b| format!(", {b}"));
-            let bounds = format!("{}{blocks}", kernel.threads());
+            // Without a number of blocks ptxas may spill a few registers to reach full occupancy.
+            let bounds = format!("{}, {}", kernel.threads(), kernel.blocks.unwrap_or(1));
             line!(s, "WS_INSTANCE({symbol}, {symbol}_args_, {bounds}) {{ ws_{name}{all}({pass}); }}");
         }
         if kernel.arch.is_some() {
