@@ -192,7 +192,7 @@ impl Op for Linear {
     }
 
     fn cases() -> Cases<Self> {
-        let shapes: [(&[usize], usize); 8] = [
+        let shapes: [(&[usize], usize); 9] = [
             (&[5], 3),
             (&[1, 1], 1),
             (&[4, 6], 3),
@@ -201,6 +201,8 @@ impl Op for Linear {
             (&[0, 4], 2),
             (&[3, 0], 2),
             (&[64, 20], 1),
+            // Large and aligned enough for tensor cores.
+            (&[40, 56], 24),
         ];
         let activations = [
             Activation::Identity,

@@ -162,7 +162,7 @@ impl Op for MatMul {
     }
 
     fn cases() -> Cases<Self> {
-        let shapes: [(&[usize], &[usize]); 14] = [
+        let shapes: [(&[usize], &[usize]); 16] = [
             (&[1, 1], &[1, 1]),
             (&[2, 3], &[3, 4]),
             (&[5, 7], &[7, 1]),
@@ -170,6 +170,9 @@ impl Op for MatMul {
             (&[17, 31], &[31, 13]),
             (&[33, 64], &[64, 33]),
             (&[3, 300], &[300, 2]),
+            // Large and aligned enough for tensor cores: five steps of their ring, and a ragged second tile.
+            (&[16, 136], &[136, 16]),
+            (&[72, 40], &[40, 24]),
             (&[0, 3], &[3, 2]),
             (&[2, 0], &[0, 3]),
             (&[2, 3, 4], &[2, 4, 5]),

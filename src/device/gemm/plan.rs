@@ -151,8 +151,16 @@ struct Traits {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 8] =
-        [Tile::Simt128, Tile::Simt64, Tile::Simt32, Tile::Mma256, Tile::Mma128, Tile::Mma64, Tile::MmaAny];
+    pub const ALL: [Tile; 8] = [
+        Tile::Simt128,
+        Tile::Simt64,
+        Tile::Simt32,
+        Tile::Mma256,
+        Tile::Mma128,
+        Tile::Mma64,
+        Tile::MmaAny,
+        Tile::MmaTf32,
+    ];
 
     const fn traits(self) -> Traits {
         let (rows, cols, tensor_cores, resident, percent) = match self {
