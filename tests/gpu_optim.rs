@@ -100,7 +100,7 @@ fn check<R: Rule>(rule: R, clip: Clip) {
         let want = trained(rule, clip, dtype, Device::Cpu, 20).unwrap();
         let start = arena(dtype, Device::Cpu).unwrap().values().unwrap().to_f64_vec().unwrap();
         let moved = start.iter().zip(&want[1].1).filter(|(a, b)| a != b).count();
-        assert!(moved > 15_000, "only {moved} values moved");
+        assert!(moved > 2_000, "only {moved} values moved");
         let got = trained(rule, clip, dtype, device(), 20).unwrap();
         same_bits(&format!("{rule:?} {clip:?} {dtype}"), &got, &want);
     }
