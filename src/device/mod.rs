@@ -13,10 +13,13 @@ pub mod fatbin;
 pub mod kernels;
 pub mod launch;
 mod library;
+pub mod nccl;
+pub mod nvml;
 pub mod pool;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stream;
+pub mod trial;
 
 use std::fmt;
 use std::str::FromStr;

@@ -5,8 +5,10 @@
 //   FAKE_VERSION     CUDA version (13000)                FAKE_JIT       result of loading a module (0), with a log
 //   FAKE_CAPABILITY  90                                  FAKE_MEMORY    bytes of device memory (64 MiB)
 //   FAKE_POOLS       0: no memory pools                  FAKE_RETAIN    result of retaining the primary context (0)
+//   FAKE_WRONG       1: the probe kernel gives a wrong value
+//   FAKE_MODE        compute mode (0)
 //
-// Kernels are known by name: `probe…` (see kernels/probe.cu), `add_one` (u64 address, u64 n: adds 1 to n bytes), `trap`
+// Kernels are known by name: `probe_f32` and `probe_bf16` (kernels/probe.cu), `add_one` (u64 address, u64 n: adds 1 to n bytes), `trap`
 // (illegal address). All others exist and do nothing, except names that begin with `absent`.
 #include <stdint.h>
 #include <stdio.h>
@@ -79,13 +81,37 @@ static R give(Ptr at, int keep) {
 }
 
 // --- the queue -------------------------------------------------------------------------------------------------------
-typedef struct { int kind; Ptr a, b; size_t n; char name[64]; unsigned char args[64]; } Work;
+typedef struct { int kind; Ptr a, b; size_t n; char name[64]; unsigned char args[256]; } Work;
 enum { COPY, FILL, FREE, KERNEL };
 static Work* queue;
 static size_t queued, done, room;
 static void push(Work w) {
     if (queued == room) queue = realloc(queue, (room = room ? 2 * room : 64) * sizeof *queue);
     queue[queued++] = w;
+}
+static float number(const void* at, int bf16) {
+    uint32_t bits;
+    float value;
+    if (bf16) bits = (uint32_t)*(const uint16_t*)at << 16;
+    else memcpy(&bits, at, 4);
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static void probe(Work* w, int bf16) {
+    struct { Ptr x, y; struct { uint32_t rank, pad; uint64_t size[8]; } dims; int64_t by[8]; uint64_t n; float a; } p;
+    memcpy(&p, w->args, sizeof p);
+    size_t bytes = bf16 ? 2 : 4;
+    for (uint64_t i = 0; i < p.n && !sticky; i++) {
+        uint64_t rest = i, from = 0;
+        for (uint32_t d = p.dims.rank; d-- > 0; rest /= p.dims.size[d]) from += (rest % p.dims.size[d]) * p.by[d];
+        if (!inside(p.x + from * bytes, bytes) || !inside(p.y + i * bytes, bytes)) { sticky = ILLEGAL_ADDRESS; return; }
+        float y = p.a * number((void*)(p.x + from * bytes), bf16);
+        uint32_t bits;
+        if (i == 500 && setting("FAKE_WRONG", 0)) y++;
+        memcpy(&bits, &y, 4);
+        if (bf16) *(uint16_t*)(p.y + i * bytes) = bits >> 16;
+        else *(uint32_t*)(p.y + i * bytes) = bits;
+    }
 }
 static void kernel(Work* w) {
     Ptr at, bytes;
@@ -95,15 +121,7 @@ static void kernel(Work* w) {
         if (!inside(at, bytes)) sticky = ILLEGAL_ADDRESS;
         else for (Ptr i = 0; i < bytes; i++) ((unsigned char*)at)[i]++;
     }
-    if (!strncmp(w->name, "probe", 5)) { // out u32*, n u32, seed u32: see kernels/probe.cu
-        uint32_t n, seed;
-        memcpy(&at, w->args, 8), memcpy(&n, w->args + 8, 4), memcpy(&seed, w->args + 12, 4);
-        if (!inside(at, 4ull * n)) sticky = ILLEGAL_ADDRESS;
-        else for (uint32_t i = 0; i < n; i++) {
-            uint32_t x = i * 2654435761u + seed;
-            ((uint32_t*)at)[i] = setting("FAKE_WRONG", 0) ? x + 1 : x;
-        }
-    }
+    if (!strncmp(w->name, "probe_", 6)) probe(w, !strcmp(w->name, "probe_bf16"));
 }
 static void run(size_t until) {
     while (done < until && !sticky) {
@@ -141,7 +159,7 @@ R cuDeviceTotalMem_v2(size_t* n, int d) { (void)d; *n = setting("FAKE_MEMORY", 6
 R cuDeviceGetAttribute(int* v, int what, int d) {
     (void)d;
     long capability = setting("FAKE_CAPABILITY", 90);
-    *v = what == 75 ? (int)capability / 10 : what == 76 ? (int)capability % 10 : what == 16 ? 132 : what == 97 ? 232448 :
+    *v = what == 75 ? (int)capability / 10 : what == 76 ? (int)capability % 10 : what == 16 ? 132 : what == 97 ? 232448 : what == 20 ? (int)setting("FAKE_MODE", 0) :
          what == 115 ? (int)setting("FAKE_POOLS", 1) : 0;
     return OK;
 }
@@ -209,9 +227,10 @@ R cuModuleGetFunction(char** f, void* m, const char* name) {
 }
 R cuFuncGetAttribute(int* v, int what, const char* f) { *v = what == 0 ? (strncmp(f, "small", 5) ? 1024 : 64) : what == 1 ? 1024 : 0; return OK; }
 R cuFuncSetAttribute(const char* f, int what, int v) { (void)f, (void)v; live.attributes++; return what == 8 ? OK : INVALID_VALUE; }
+static size_t arguments(const char* f) { return strncmp(f, "probe_", 6) ? 16 : 168; }
 #ifndef OLD_DRIVER
 R cuFuncGetParamInfo(const char* f, size_t i, size_t* offset, size_t* size) {
-    (void)f, *offset = 0, *size = 16;
+    *offset = 0, *size = arguments(f);
     return i ? INVALID_VALUE : OK;
 }
 R cuTensorMapEncodeTiled(uint64_t* map, int type, unsigned rank, void* at, const uint64_t* dim, const uint64_t* stride,
@@ -229,7 +248,7 @@ R cuLaunchKernel(const char* f, unsigned x, unsigned y, unsigned z, unsigned bx,
     if (!x || !y || !z || y > 65535 || z > 65535 || bx * by * bz > 1024) return INVALID_VALUE;
     Work w = {KERNEL, 0, 0, 0, "", {0}};
     snprintf(w.name, sizeof w.name, "%s", f);
-    if (params) memcpy(w.args, params[0], 16);
+    if (params) memcpy(w.args, params[0], arguments(f));
     live.launches++;
     push(w);
     return OK;

@@ -104,6 +104,7 @@ impl Context {
     }
 
     /// The first sticky error, in words.
+    #[cfg(test)]
     pub(super) fn failure(&self) -> Option<&str> {
         self.failure.get().map(String::as_str)
     }

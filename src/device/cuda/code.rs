@@ -17,6 +17,7 @@ use super::call::{Entered, describe, is_sticky};
 use super::probe;
 use crate::device::driver::{DeviceInfo, Kernel};
 use crate::device::fatbin::{self, Fit, Image};
+use crate::device::kernels::{BUILD_INFO, FATBINS};
 use crate::{Error, ErrorKind, Result};
 
 /// Dynamic shared memory that a kernel may use without asking.
@@ -35,7 +36,7 @@ pub struct Code {
 impl Code {
     /// What this build embeds; no units where it found no nvcc.
     pub fn embedded() -> Code {
-        Code { units: &[], cuda: (0, 0) }
+        Code { units: FATBINS, cuda: BUILD_INFO.nvcc.and_then(version).unwrap_or_default() }
     }
 
     /// What all units together hold code for.
@@ -102,6 +103,12 @@ impl Code {
         }
         Ok(())
     }
+}
+
+/// Major and minor number of a version such as `13.0.88`.
+pub fn version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.').map(str::parse);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
 /// The oldest driver that runs machine code of a major version of CUDA.

@@ -27,7 +27,7 @@ use self::staging::Staging;
 use super::driver::{DeviceInfo, Driver, Event, Grid, Kernel, Range, TensorMap, TensorMapDesc};
 use crate::{Error, ErrorKind, Result};
 
-pub use code::{Code, driver_of};
+pub use code::{Code, driver_of, version};
 pub use probe::{Found, Survey, survey};
 
 /// The number of CUDA devices; an error of kind `NoDevice` that says why there are none.

@@ -3,9 +3,7 @@
 //! the search path. What a GPU alone can show is not shown here.
 
 use std::ffi::CStr;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use super::*;
 use crate::device::fatbin::{self, Image};
@@ -13,33 +11,13 @@ use crate::device::library::Library;
 
 const HOPPER: Image = Image { arch: 90, specific: false, ptx: false };
 
-/// The folder with the fake as libcuda.so.1, compiled now; `None` (said) where there is no C compiler.
-fn fake(old: bool) -> Option<PathBuf> {
-    static FOLDER: [OnceLock<Option<PathBuf>>; 2] = [OnceLock::new(), OnceLock::new()];
-    let make = || {
-        let folder = std::env::temp_dir().join(format!("warpsmith-fake-gpu-{}-{old}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_gpu/cuda.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-std=gnu11", "-O1", "-Wall", "-Werror", "-shared", "-fPIC"]);
-        cc.args(old.then_some("-DOLD_DRIVER")).arg(source).arg("-o").arg(folder.join("libcuda.so.1"));
-        match cc.status() {
-            Err(_) => {
-                println!("skipped: no C compiler");
-                None
-            }
-            Ok(status) => {
-                assert!(status.success());
-                Some(folder)
-            }
-        }
-    };
-    FOLDER[usize::from(old)].get_or_init(make).clone()
-}
+#[path = "../../../tests/fake_gpu/mod.rs"]
+mod fake_gpu;
 
 /// Runs a scenario in a process of its own and asserts that it passed.
 fn play(scenario: &str, settings: &[(&str, &str)]) {
-    let Some(folder) = fake(settings.contains(&("OLD_DRIVER", "1"))) else { return };
+    let old: &[&str] = if settings.contains(&("OLD_DRIVER", "1")) { &["-DOLD_DRIVER"] } else { &[] };
+    let Some(folder) = fake_gpu::folder(old) else { return };
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "device::cuda::tests::scenario_of_a_child", "--nocapture"])
         .env("LD_LIBRARY_PATH", folder)
