@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod doctor;
+mod kernels;
 mod ops;
 mod step;
 
@@ -15,6 +16,7 @@ use crate::random::Philox;
 use crate::{Error, ErrorKind, Result};
 
 pub use doctor::{Check, Doctor, Status};
+pub use kernels::{KernelReport, KernelRow, KernelsBench};
 pub use ops::{OpRow, OpsBench};
 pub use step::{StepBench, StepRow};
 

@@ -18,6 +18,7 @@ pub mod nvml;
 pub mod pool;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod primitives;
 pub mod stream;
 pub mod trial;
 

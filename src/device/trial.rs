@@ -1,6 +1,7 @@
 //! Runs the probe kernel on a device and compares what it wrote with what it must be: whether launches, arguments and copies
-//! work at all there.
+//! work at all there. And runs kernels with planted faults, for tools that must find them.
 
+use super::kernels::canary::{CanaryBounds, CanaryRace};
 use super::kernels::probe::Probe;
 use super::launch::{Dims, Strides};
 use crate::{DType, Device, Error, ErrorKind, Result};
@@ -42,6 +43,31 @@ pub fn run(device: Device) -> Result<()> {
     Ok(())
 }
 
+/// A planted fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// A store one element past an allocation: harmless in itself, to be reported by memcheck.
+    Bounds,
+    /// A store where there is no memory: a sticky error of the device.
+    Fault,
+    /// Shared memory read before the barrier: to be reported by racecheck.
+    Race,
+}
+
+/// Launches a kernel with a planted fault and waits for it. What the device or a checking tool makes of it is the result.
+pub fn canary(device: Device, which: Canary) -> Result<()> {
+    let stream = device.gpu()?;
+    // Exactly one block of the pool's, so that one past the end is past what the driver gave.
+    let n = super::pool::GRANULE / DType::F32.size();
+    let mut y = stream.temp(DType::F32, if which == Canary::Race { 256 } else { n })?;
+    match which {
+        Canary::Bounds => CanaryBounds { y: y.dst(), n: n as u64, past: 0 }.launch(stream)?,
+        Canary::Fault => CanaryBounds { y: y.dst(), n: n as u64, past: 1 << 42 }.launch(stream)?,
+        Canary::Race => CanaryRace { y: y.dst() }.launch(stream)?,
+    }
+    stream.synchronize()
+}
+
 #[cfg(all(test, feature = "sim"))]
 mod tests {
     use super::*;
@@ -49,5 +75,16 @@ mod tests {
     #[test]
     fn the_simulator_passes() {
         run(Device::sim()).unwrap();
+    }
+
+    /// Each fault is found by the simulator's checks, and named.
+    #[test]
+    fn the_simulator_finds_what_is_planted() {
+        for (which, place) in [(Canary::Bounds, "canary.cu"), (Canary::Fault, "canary.cu"), (Canary::Race, "race")] {
+            let options = crate::device::sim::SimOptions { checked: true, ..Default::default() };
+            let error = canary(Device::sim_with(options), which).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeviceFailed, "{which:?}");
+            assert!(error.message().contains(place), "{which:?}: {error}");
+        }
     }
 }
