@@ -10,14 +10,15 @@
 #
 #   scripts/get-nvcc.sh && cargo build --release && mkdir -p .carry && cp target/release/warpsmith .carry/
 #
-# on a machine with the same or an older libc. Kernels are inside the binary; nvcc is not needed here.
+# on a machine with the same or an older libc. Kernels are inside the binary; nvcc is not needed here. compute-sanitizer comes with
+# the toolkit; where there is none:  pip install --no-deps --target .carry/sanitizer 'nvidia-cuda-sanitizer-api==13.0.*'
 #
 # Exit code: 0 all steps passed or were skipped, 1 one failed. With --strict a skipped step fails too.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 device=cuda out=benches/results binary="" only="" quick=0 strict=0 budget=570
-usage() { sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//'; }
+usage() { sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//'; }
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --device) device="$2"; shift 2 ;;
@@ -127,7 +128,8 @@ fi
 # 5. compute-sanitizer: first it must report what is planted, else its silence about the rest proves nothing.
 sanitizer=""
 for place in "${COMPUTE_SANITIZER:-}" compute-sanitizer /usr/local/cuda/bin/compute-sanitizer \
-  target/cuda-toolkit/bin/compute-sanitizer .carry/compute-sanitizer/compute-sanitizer; do
+  .carry/sanitizer/nvidia/cu13/bin/compute-sanitizer; do
+  [[ $place == .carry/* && -f $place ]] && chmod +x "$place" 2>/dev/null
   [[ -n $place ]] && command -v "$place" >/dev/null && { sanitizer=$place; break; }
 done
 # sanitize TOOL FAULT WORDS: WORDS is what the tool's report of the canary contains.
@@ -168,7 +170,7 @@ sanitize() {
   verdict "$name" passed "$total" "the planted fault was reported; primitives and ops are clean"
 }
 sanitize memcheck bounds 'invalid __global__ write|out of bounds'
-sanitize racecheck race 'race'
+sanitize racecheck race 'hazard|race reported'
 
 # 6. Training: the CPU's loss within tolerance, and twice the same bits.
 if wanted train; then

@@ -8,17 +8,17 @@ pub(crate) mod copy;
 pub mod cuda;
 pub mod driver;
 pub(crate) mod elementwise;
-pub mod gemm;
 pub mod fatbin;
+pub mod gemm;
 pub mod kernels;
 pub mod launch;
 mod library;
 pub mod nccl;
 pub mod nvml;
 pub mod pool;
+pub mod primitives;
 #[cfg(feature = "sim")]
 pub mod sim;
-pub mod primitives;
 pub mod stream;
 pub mod trial;
 

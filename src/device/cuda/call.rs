@@ -147,11 +147,12 @@ impl Context {
 
     #[cold]
     fn error(&self, code: CUresult, doing: &str) -> Error {
-        let message = format!("cuda:{} reported {} while {doing}", self.index, describe(code));
         if is_sticky(code) {
             let later = self.failure.get().is_some();
-            return self.failed(self.failure.get_or_init(|| message), later);
+            let message = || format!("the driver reported {} while {doing}", describe(code));
+            return self.failed(self.failure.get_or_init(message), later);
         }
+        let message = format!("cuda:{} reported {} while {doing}", self.index, describe(code));
         let error = Error::new(kind(code), message);
         match error.kind() {
             ErrorKind::Internal => error.with_help("this is a bug in warpsmith; please report it"),

@@ -262,9 +262,12 @@ impl Modules {
         let mut log = vec![0u8; LOG_BYTES];
         let mut options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), LOG_BYTES as *mut c_void];
-        let (mut module, image) = (null_mut(), bytes.as_ptr().cast());
+        // Embedded bytes start anywhere; the driver reads numbers in them. It keeps what it needs of the copy.
+        let mut aligned = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..bytes.len()].copy_from_slice(bytes);
+        let (mut module, image) = (null_mut(), aligned.as_ptr().cast());
         let (option, value) = (options.as_mut_ptr(), values.as_mut_ptr());
-        // SAFETY: a whole fatbin of ours; two options with their values: a buffer that outlives the call and its size.
+        // SAFETY: a whole fatbin of ours, aligned; two options with their values: a buffer that outlives the call and its size.
         let code = unsafe { sys::cuModuleLoadDataEx(&mut module, image, 2 as c_uint, option, value) };
         match code {
             CUresult::CUDA_SUCCESS => Ok(Module::Loaded(module as usize)),

@@ -147,6 +147,10 @@ fn initialise(library: Library) -> Result<Driver, Refusal> {
                 "reboot after a driver update; take cuda-compat out of LD_LIBRARY_PATH",
             ))
         }
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => Err(Refusal::new(
+            format!("the machine's GPUs are not ready: {}", said()),
+            "on machines with NVSwitch, start the service nvidia-fabricmanager of the driver's version",
+        )),
         _ => Err(Refusal::new(
             format!("the NVIDIA driver cannot be initialised: {}", said()),
             "nvidia-smi and dmesg may say more; a reboot or a new installation of the driver often mends it",

@@ -218,7 +218,7 @@ fn fault() {
     assert_eq!(cuda.poisoned(), None, "the launch is asynchronous");
     let error = cuda.synchronize().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeviceFailed);
-    let cause = "cuda:0 reported CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered while \
+    let cause = "the driver reported CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered while \
                  waiting for the device";
     assert_eq!((error.message(), cuda.poisoned()), (cause, Some(cause)));
     assert!(error.help().unwrap().contains("compute-sanitizer"));
@@ -336,7 +336,8 @@ fn maps() {
 
 #[test]
 fn a_device_that_cannot_be_used_says_why() {
-    let cases: [(&[(&str, &str)], &str, &str); 12] = [
+    let cases: [(&[(&str, &str)], &str, &str); 13] = [
+        (&[("FAKE_INIT", "802")], "not ready", "nvidia-fabricmanager"),
         (&[("FAKE_INIT", "100")], "no GPU is visible to this process", "CUDA_VISIBLE_DEVICES"),
         (&[("FAKE_DEVICES", "0")], "no GPU is visible to this process", "CUDA_VISIBLE_DEVICES"),
         (&[("FAKE_INIT", "34")], "only the toolkit's stub", "LD_LIBRARY_PATH"),
