@@ -1,10 +1,12 @@
-//! Measuring: the training step and single ops, each with a check of what it computed.
+//! Measuring: the training step and single ops, each with a check of what it computed; and judging the machine.
 //!
 //! Figures are medians over many calls after a warm-up. Inputs are synthetic and fixed by a seed. A figure without a right
 //! result is worthless, so every bench fails (kind `Diverged`, exit code 1) when its result is not what it must be.
 
 #![forbid(unsafe_code)]
 
+mod doctor;
+mod kernels;
 mod ops;
 mod step;
 
@@ -13,6 +15,8 @@ use std::time::{Duration, Instant};
 use crate::random::Philox;
 use crate::{Error, ErrorKind, Result};
 
+pub use doctor::{Check, Doctor, Status};
+pub use kernels::{KernelReport, KernelRow, KernelsBench};
 pub use ops::{OpRow, OpsBench};
 pub use step::{StepBench, StepRow};
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::How;
 use super::output::{self, Log};
-use crate::bench::{OpsBench, StepBench};
+use crate::bench::{KernelsBench, OpsBench, StepBench};
 use crate::train::Mlp;
 use crate::{Error, Result};
 
@@ -19,6 +19,7 @@ use crate::{Error, Result};
 Examples:
   warpsmith bench step --model mlp:500,250,100 --inputs 1000 --outputs 1 --batch 64,256,1024
   warpsmith bench ops --only matmul_512,linear_relu --json
+  warpsmith bench kernels --device cuda
 
 {}", super::EXIT_CODES))]
 pub(super) struct BenchArgs {
@@ -30,6 +31,7 @@ pub(super) struct BenchArgs {
 enum What {
     Step(StepArgs),
     Ops(OpsArgs),
+    Kernels(KernelsArgs),
 }
 
 /// Time a full training step: forward, loss, backward, Adam.
@@ -88,11 +90,34 @@ struct OpsArgs {
     how: How,
 }
 
+/// Time kernels at sizes that fill a GPU: bytes a second against the card's own copy, operations a second.
+///
+/// Each result is compared with the CPU's, else the exit code is 1. What the device has no kernels for is listed.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  warpsmith bench kernels --device cuda
+  warpsmith bench kernels --device cuda --only softmax,matmul_bf16 --json")]
+struct KernelsArgs {
+    /// Only rows whose name contains one of these
+    #[arg(long, value_name = "TEXT,…", value_delimiter = ',')]
+    only: Vec<String>,
+    /// How long each row is timed, at least
+    #[arg(long, value_name = "S", default_value_t = 0.3, allow_negative_numbers = true)]
+    seconds: f64,
+    /// Tiny sizes: to see that it works, not how fast
+    #[arg(long)]
+    small: bool,
+    #[command(flatten)]
+    how: How,
+}
+
 /// Runs the command.
 pub(super) fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Step(args) => step(args),
         What::Ops(args) => ops(args),
+        What::Kernels(args) => kernels(args),
     }
 }
 
@@ -186,5 +211,62 @@ fn ops(args: OpsArgs) -> Result<()> {
         writeln!(o, "{device}, {threads} threads")?;
         writeln!(o, "{:26} {:>12}", "op", "median µs")?;
         rows.iter().try_for_each(|row| writeln!(o, "{:26} {:12.2}", row.op, row.median_us))
+    })
+}
+
+fn kernels(args: KernelsArgs) -> Result<()> {
+    let log = Log { quiet: args.how.quiet };
+    let device = super::open_device(Some(&args.how.device), &log)?;
+    let bench =
+        KernelsBench { only: args.only, time: positive("--seconds", args.seconds)?, device, small: args.small };
+    let report =
+        super::with_threads(args.how.threads, || bench.run(|name| log.note(&format!("timing {name}"))))?;
+    let (clock, degrees, watts) = report.conditions;
+    if args.how.json {
+        let rows: Vec<Value> = report
+            .rows
+            .iter()
+            .map(|row| {
+                json!({
+                    "kernel": row.kernel,
+                    "median_us": row.median_us,
+                    "min_us": row.min_us,
+                    "p90_us": row.p90_us,
+                    "gb_s": row.gb_s,
+                    "share": row.share,
+                    "tflop_s": row.tflop_s,
+                })
+            })
+            .collect();
+        let unsupported: Vec<Value> =
+            report.unsupported.iter().map(|(kernel, why)| json!({ "kernel": kernel, "why": why })).collect();
+        return output::json_to_stdout(&json!({
+            "device": device.to_string(),
+            "gpu": report.gpu,
+            "small": args.small,
+            "clock_mhz": clock,
+            "temperature": degrees,
+            "watts": watts,
+            "held_back": report.held_back,
+            "rows": rows,
+            "unsupported": unsupported,
+        }));
+    }
+    output::to_stdout(|o| {
+        writeln!(o, "{}", report.gpu)?;
+        writeln!(o, "{:20} {:>12} {:>12} {:>10} {:>14}", "kernel", "median µs", "GB/s", "of copy", "TFLOP/s")?;
+        for row in &report.rows {
+            let number = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.1}"));
+            let share = row.share.map_or(String::new(), |s| format!("{:.0} %", 100.0 * s));
+            let (gb_s, tflop_s) = (number(row.gb_s), number(row.tflop_s));
+            writeln!(o, "{:20} {:12.2} {gb_s:>12} {share:>10} {tflop_s:>14}", row.kernel, row.median_us)?;
+        }
+        for (kernel, why) in &report.unsupported {
+            writeln!(o, "{kernel:20} not on this device: {why}")?;
+        }
+        if !report.held_back.is_empty() {
+            writeln!(o, "the clocks were held back by {}", report.held_back.join(", "))?;
+        }
+        Ok(())
     })
 }

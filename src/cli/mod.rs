@@ -8,6 +8,7 @@
 
 mod answer;
 mod bench;
+mod doctor;
 mod info;
 mod input;
 mod interrupt;
@@ -79,6 +80,7 @@ enum Command {
     Predict(answer::PredictArgs),
     Info(info::InfoArgs),
     Bench(bench::BenchArgs),
+    Doctor(doctor::DoctorArgs),
     Selftest(selftest::SelftestArgs),
     Completions(CompletionsArgs),
 }
@@ -113,6 +115,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Predict(args) => answer::predict(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Completions(args) => completions(args.shell),
     };

@@ -6,6 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{self, Log};
+use crate::device::trial::{self, Canary};
+use crate::device::primitives;
 use crate::selftest::{self, Options, Report};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -42,6 +44,12 @@ pub(super) struct SelftestArgs {
     #[cfg(feature = "sim")]
     #[arg(long)]
     unchecked: bool,
+    /// Instead: run each primitive of the kernels by itself and compare with what is recorded
+    #[arg(long, conflicts_with_all = ["filter", "case"])]
+    primitives: bool,
+    /// Instead: launch a kernel with a planted fault, for compute-sanitizer to find
+    #[arg(long, value_enum, value_name = "FAULT", conflicts_with_all = ["filter", "case", "primitives"])]
+    canary: Option<CanaryArg>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -58,6 +66,17 @@ enum Schedules {
     One,
     /// Forward, reverse, random, and by priorities
     All,
+}
+
+/// A planted fault.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CanaryArg {
+    /// A store one element past the end
+    Bounds,
+    /// A store where there is no memory
+    Fault,
+    /// Shared memory read before the barrier
+    Race,
 }
 
 /// A way to open the device, and how to name it in a line that replays a failure.
@@ -100,6 +119,9 @@ fn opener(args: &SelftestArgs) -> Result<Vec<Opener>> {
 
 /// Runs the command.
 pub(super) fn run(args: SelftestArgs) -> Result<()> {
+    if args.primitives || args.canary.is_some() {
+        return alone(&args);
+    }
     let log = Log { quiet: args.quiet };
     let (mut total, mut ops) = (Report::default(), 0);
     for (schedule, mut open) in openers(&args)? {
@@ -129,6 +151,59 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
     match total.failures.len() {
         0 => Ok(()),
         n => Err(Error::new(ErrorKind::Diverged, format!("{n} of {} cases failed", total.cases))),
+    }
+}
+
+/// `--primitives` and `--canary`, which run kernels of their own.
+fn alone(args: &SelftestArgs) -> Result<()> {
+    let Some((_, mut open)) = openers(args)?.into_iter().next() else {
+        return Err(Error::internal("no way to open the device"));
+    };
+    let device = open()?;
+    if device.is_cpu() {
+        return Err(Error::argument("--primitives and --canary run kernels: name a GPU, as in --device cuda"));
+    }
+    if let Some(which) = args.canary {
+        let which = match which {
+            CanaryArg::Bounds => Canary::Bounds,
+            CanaryArg::Fault => Canary::Fault,
+            CanaryArg::Race => Canary::Race,
+        };
+        trial::canary(device, which)?;
+        let line = "the planted fault ran and the device noticed nothing";
+        return match args.json {
+            true => output::json_to_stdout(&json!({ "device": args.device, "canary": line })),
+            false => output::to_stdout(|o| writeln!(o, "{line}")),
+        };
+    }
+    let outcomes = primitives::run(device)?;
+    let wrong: Vec<&str> = outcomes.iter().filter(|o| o.right == Some(false)).map(|o| o.name).collect();
+    if args.json {
+        let list: Vec<_> = outcomes
+            .iter()
+            .map(|o| {
+                let words: String = o.words.iter().map(|w| format!("{w:08x}")).collect();
+                let digest = format!("{:016x}", primitives::digest(&o.words));
+                json!({ "name": o.name, "right": o.right, "digest": digest, "words": words })
+            })
+            .collect();
+        output::json_to_stdout(&json!({ "device": args.device, "primitives": list, "failed": wrong.len() }))?;
+    } else {
+        output::to_stdout(|o| {
+            outcomes.iter().try_for_each(|outcome| {
+                let verdict = match outcome.right {
+                    Some(true) => "as recorded",
+                    Some(false) => "DIFFERS",
+                    None => "not compared",
+                };
+                let digest = primitives::digest(&outcome.words);
+                writeln!(o, "{:20} {digest:016x}  {verdict}", outcome.name)
+            })
+        })?;
+    }
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Diverged, format!("differ from what is recorded: {}", wrong.join(", ")))),
     }
 }
 

@@ -5,21 +5,28 @@
 //! cannot be had is an error of kind `NoDevice`, never a silent CPU run.
 
 pub(crate) mod copy;
+pub mod cuda;
 pub mod driver;
 pub(crate) mod elementwise;
+pub mod fatbin;
 pub mod gemm;
 pub mod kernels;
 pub mod launch;
+mod library;
+pub mod nccl;
+pub mod nvml;
 pub mod pool;
+pub mod primitives;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stream;
+pub mod trial;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 pub use pool::MemoryReport;
 pub use stream::Stream;
@@ -47,8 +54,12 @@ impl Device {
 
     /// Opens CUDA device `index`. An error of kind `NoDevice` says why it cannot be had.
     pub fn cuda(index: usize) -> Result<Device> {
-        let message = format!("cuda:{index} cannot be used: this version of warpsmith has no CUDA back end");
-        Err(Error::new(ErrorKind::NoDevice, message).with_help("use --device cpu, or --device auto"))
+        let device = Device::Cuda(u16::try_from(index).unwrap_or(u16::MAX));
+        let mut open = OPEN.lock().unwrap_or_else(|e| e.into_inner());
+        if !open.iter().any(|(d, _)| *d == device) {
+            open.push((device, leak(device, cuda::open(index)?)));
+        }
+        Ok(device)
     }
 
     /// A simulated GPU of its own, with forward scheduling and no checks.
@@ -89,7 +100,6 @@ impl Device {
     }
 }
 
-#[allow(dead_code, reason = "unused where neither back end is compiled in")]
 fn leak(device: Device, driver: Arc<dyn driver::Driver>) -> &'static Stream {
     Box::leak(Box::new(Stream::new(device, driver)))
 }
