@@ -169,11 +169,21 @@ fn the_probe_kernel_decides() {
     assert_eq!((code, find(&checks, "kernel").0), (1, "FAIL"));
     assert!(find(&checks, "kernel").1.contains("gave 1 of 1001 values wrong"));
     // What is only unfit for this build is a warning until it is asked for.
-    for (setting, name) in [(("FAKE_VERSION", "12040"), "driver"), (("FAKE_CAPABILITY", "75"), "architecture")] {
+    for (setting, name) in
+        [(("FAKE_VERSION", "12040"), "driver"), (("FAKE_CAPABILITY", "75"), "architecture")]
+    {
         let (code, checks) = with(&[setting], "");
-        assert_eq!((code, find(&checks, name).0, find(&checks, "kernel").0), (0, "WARN", "WARN"), "{setting:?}");
+        assert_eq!(
+            (code, find(&checks, name).0, find(&checks, "kernel").0),
+            (0, "WARN", "WARN"),
+            "{setting:?}"
+        );
         let (code, checks) = with(&[setting], "--device cuda");
-        assert_eq!((code, find(&checks, name).0, find(&checks, "kernel").0), (1, "FAIL", "FAIL"), "{setting:?}");
+        assert_eq!(
+            (code, find(&checks, name).0, find(&checks, "kernel").0),
+            (1, "FAIL", "FAIL"),
+            "{setting:?}"
+        );
     }
 }
 

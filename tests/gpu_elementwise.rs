@@ -89,10 +89,6 @@ fn layouts(t: &Tensor) -> Vec<Tensor> {
     ]
 }
 
-macro_rules! each_unary {
-    ($run:ident: $($op:expr),* $(,)?) => { $($run($op);)* };
-}
-
 #[test]
 fn functions_of_one_operand_have_the_bits_of_the_cpu() {
     let device = sim();

@@ -18,8 +18,8 @@ fn noise(n: usize, salt: u64) -> Vec<f32> {
 /// `n` indices below `size`: every third is 5, as padding is, every seventh one of the last three, the rest spread.
 fn indices(n: usize, size: usize) -> Vec<i64> {
     let pick = |i: usize| match i {
-        _ if i % 3 == 0 => 5,
-        _ if i % 7 == 0 => size - 1 - i % 3,
+        _ if i.is_multiple_of(3) => 5,
+        _ if i.is_multiple_of(7) => size - 1 - i % 3,
         _ => (i * 7919) % size,
     };
     (0..n).map(|i| pick(i) as i64).collect()

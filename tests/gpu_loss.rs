@@ -125,6 +125,7 @@ fn logits_far_apart_and_infinite_ones_keep_their_meaning() {
     let inf = f32::INFINITY;
     // Rising maxima, -inf before and after a maximum, -inf alone, +inf, NaN: in a lane's own share and across lanes.
     let mut rows = vec![vec![0f32; 40]; 7];
+    #[allow(clippy::needless_range_loop, reason = "seven rows by one column")]
     for c in 0..40 {
         rows[0][c] = c as f32 * 30.0;
         rows[1][c] = -(c as f32) * 30.0;

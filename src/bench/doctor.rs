@@ -145,7 +145,14 @@ impl Doctor {
             }
             _ => gpu::checks(self, &mut checks),
         }
-        checks.extend([self.find_nvcc(), self.find_nccl(), processor(), memory(), self.disk(), self.environment()]);
+        checks.extend([
+            self.find_nvcc(),
+            self.find_nccl(),
+            processor(),
+            memory(),
+            self.disk(),
+            self.environment(),
+        ]);
         checks
     }
 
@@ -241,8 +248,12 @@ impl Doctor {
     }
 
     fn environment(&self) -> Check {
-        let list =
-            self.variables.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
+        let list = self
+            .variables
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect::<Vec<_>>()
+            .join(" ");
         let value = |name: &str| {
             self.variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.trim().to_owned())
         };

@@ -328,7 +328,8 @@ impl KernelsBench {
         let host = b.to_device(Device::Cpu)?.to_dtype(DType::F32)?;
         let spread = (side as f64).sqrt();
         for row in [0, side / 3 + 1, side - 1] {
-            let part = |x: &Tensor| x.narrow(0, row, 1)?.contiguous()?.to_device(Device::Cpu)?.to_dtype(DType::F32);
+            let part =
+                |x: &Tensor| x.narrow(0, row, 1)?.contiguous()?.to_device(Device::Cpu)?.to_dtype(DType::F32);
             // Sums of products of standard normal numbers: one missing or doubled is far outside of this.
             near(&name, &part(&output)?, &part(&a)?.matmul(&host)?, epsilon(dtype), 1e-4 * spread)?;
         }

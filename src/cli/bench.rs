@@ -217,8 +217,12 @@ fn ops(args: OpsArgs) -> Result<()> {
 fn kernels(args: KernelsArgs) -> Result<()> {
     let log = Log { quiet: args.how.quiet };
     let device = super::open_device(Some(&args.how.device), &log)?;
-    let bench =
-        KernelsBench { only: args.only, time: positive("--seconds", args.seconds)?, device, small: args.small };
+    let bench = KernelsBench {
+        only: args.only,
+        time: positive("--seconds", args.seconds)?,
+        device,
+        small: args.small,
+    };
     let report =
         super::with_threads(args.how.threads, || bench.run(|name| log.note(&format!("timing {name}"))))?;
     let (clock, degrees, watts) = report.conditions;
@@ -254,7 +258,11 @@ fn kernels(args: KernelsArgs) -> Result<()> {
     }
     output::to_stdout(|o| {
         writeln!(o, "{}", report.gpu)?;
-        writeln!(o, "{:20} {:>12} {:>12} {:>10} {:>14}", "kernel", "median µs", "GB/s", "of copy", "TFLOP/s")?;
+        writeln!(
+            o,
+            "{:20} {:>12} {:>12} {:>10} {:>14}",
+            "kernel", "median µs", "GB/s", "of copy", "TFLOP/s"
+        )?;
         for row in &report.rows {
             let number = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.1}"));
             let share = row.share.map_or(String::new(), |s| format!("{:.0} %", 100.0 * s));

@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{self, Log};
-use crate::device::trial::{self, Canary};
 use crate::device::primitives;
+use crate::device::trial::{self, Canary};
 use crate::selftest::{self, Options, Report};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -161,7 +161,9 @@ fn alone(args: &SelftestArgs) -> Result<()> {
     };
     let device = open()?;
     if device.is_cpu() {
-        return Err(Error::argument("--primitives and --canary run kernels: name a GPU, as in --device cuda"));
+        return Err(Error::argument(
+            "--primitives and --canary run kernels: name a GPU, as in --device cuda",
+        ));
     }
     if let Some(which) = args.canary {
         let which = match which {
@@ -203,7 +205,10 @@ fn alone(args: &SelftestArgs) -> Result<()> {
     }
     match wrong.is_empty() {
         true => Ok(()),
-        false => Err(Error::new(ErrorKind::Diverged, format!("differ from what is recorded: {}", wrong.join(", ")))),
+        false => Err(Error::new(
+            ErrorKind::Diverged,
+            format!("differ from what is recorded: {}", wrong.join(", ")),
+        )),
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn strided(
 /// Sets every element to the value whose bits stand in the low bytes of `bits`.
 pub(crate) fn fill(stream: &Stream, dst: Dst<'_>, bits: u64) -> Result<()> {
     let n = dst.len();
-    Fill { wide: (dst.address() % 16 == 0).into(), y: dst, n, bits }.launch(stream)
+    Fill { wide: dst.address().is_multiple_of(16).into(), y: dst, n, bits }.launch(stream)
 }
 
 /// A dimension of a copy: its size and the steps of source and target.

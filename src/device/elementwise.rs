@@ -93,9 +93,9 @@ fn drop_outermost(piece: &mut Piece<'_>) {
 fn wide(piece: &Piece<'_>, vector: u64) -> bool {
     let Piece { dims, by, src, dst, .. } = piece;
     let rank = dims.rank as usize;
-    let rows = &by.map(|s| s.by[..rank.saturating_sub(1)].iter().all(|s| *s as u64 % vector == 0));
+    let rows = &by.map(|s| s.by[..rank.saturating_sub(1)].iter().all(|s| (*s as u64).is_multiple_of(vector)));
     let inner = by.map(|s| if rank == 0 { 1 } else { s.by[rank - 1] });
-    let aligned = |s: &Src<'_>| s.address() % (vector * s.dtype().size() as u64) == 0;
+    let aligned = |s: &Src<'_>| s.address().is_multiple_of(vector * s.dtype().size() as u64);
     let fits = |k: usize, s: &Src<'_>| inner[k] == 1 && rows[k] && aligned(s);
     (rank <= 1 || dims.size[rank - 1] % vector == 0)
         && (0..3).all(|k| src[k].is_none_or(|s| inner[k] == 0 || fits(k, &s)))

@@ -92,9 +92,8 @@ impl Nvml {
             let mut text = [0u8; 96];
             // SAFETY: writes at most that many bytes with their end.
             let code = unsafe { call(text.as_mut_ptr().cast(), text.len() as c_uint - 1) };
-            (code == SUCCESS).then(|| {
-                CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy().into_owned()
-            })
+            (code == SUCCESS)
+                .then(|| CStr::from_bytes_until_nul(&text).unwrap_or_default().to_string_lossy().into_owned())
         });
         Some(nvml)
     }
@@ -200,7 +199,9 @@ impl Nvml {
         // SAFETY: room for `count` processes; writes as many and their number.
         (unsafe { call(gpu, &mut count, raw.as_mut_ptr()) } == SUCCESS).then_some(())?;
         let told = |bytes: u64| (bytes != u64::MAX).then_some(bytes);
-        Some(raw.iter().take(count as usize).map(|p| Process { pid: p.pid, memory: told(p.memory) }).collect())
+        Some(
+            raw.iter().take(count as usize).map(|p| Process { pid: p.pid, memory: told(p.memory) }).collect(),
+        )
     }
 }
 

@@ -111,7 +111,7 @@ impl Pool {
             None => {
                 state.report.driver_allocations += 1;
                 drop(state);
-                let address = self.from_driver(class, bytes)?;
+                let address = self.ask_driver(class, bytes)?;
                 state = self.state();
                 address
             }
@@ -138,7 +138,7 @@ impl Pool {
         Ok(piece)
     }
 
-    fn from_driver(&self, class: usize, bytes: usize) -> Result<u64> {
+    fn ask_driver(&self, class: usize, bytes: usize) -> Result<u64> {
         match self.driver.alloc(class) {
             Err(e) if e.kind() == ErrorKind::OutOfMemory => {
                 self.release_cached();

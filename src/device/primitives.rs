@@ -43,7 +43,8 @@ pub fn digest(words: &[u32]) -> u64 {
 /// Bits of f32 at every corner that a conversion has: both signs of zeros, subnormals, the borders of f16, halfway cases,
 /// infinities, NaNs; then bits without a pattern.
 fn corners() -> Vec<u32> {
-    let mut bits: Vec<u32> = vec![0x0000_0000, 0x0000_0001, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x3f80_0001];
+    let mut bits: Vec<u32> =
+        vec![0x0000_0000, 0x0000_0001, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x3f80_0001];
     bits.extend([0x3300_0000, 0x3300_0001, 0x32ff_ffff, 0x387f_c000, 0x387f_e000, 0x387f_ffff, 0x3880_0000]);
     bits.extend([0x477f_e000, 0x477f_efff, 0x477f_f000, 0x477f_ffff, 0x4780_0000, 0x7f7f_ffff, 0x7f7f_8000]);
     bits.extend([0x7f80_0000, 0x7f80_0001, 0x7fc0_0000, 0x7fff_ffff, 0x3f80_8000, 0x3f81_8000, 0x3f80_7fff]);
@@ -232,7 +233,8 @@ mod tests {
             let f = f32::from_bits(b);
             if !f.is_nan() {
                 let got = (words("convert")[i], words("convert")[n + i]);
-                let want = (half::f16::from_f32(f).to_bits().into(), half::bf16::from_f32(f).to_bits().into());
+                let want =
+                    (half::f16::from_f32(f).to_bits().into(), half::bf16::from_f32(f).to_bits().into());
                 assert_eq!(got, want, "{f:e}");
             }
             let widened = half::f16::from_bits((b >> 16) as u16).to_f32();
@@ -248,7 +250,8 @@ mod tests {
         assert_eq!(words("atomic")[..2], [255 * 256 / 2, 256]);
         assert_eq!(words("atomic")[3], 255 * 256 / 2);
         for (name, depth) in [("mma bf16", 16), ("mma f16", 16), ("mma tf32", 8)] {
-            let (a, b, c) = (numbers(16 * depth, 1, false), numbers(depth * 8, 2, false), numbers(128, 3, false));
+            let (a, b, c) =
+                (numbers(16 * depth, 1, false), numbers(depth * 8, 2, false), numbers(128, 3, false));
             for i in 0..128 {
                 let sum: f32 = (0..depth).map(|j| a[i / 8 * depth + j] * b[j * 8 + i % 8]).sum();
                 assert_eq!(f32::from_bits(words(name)[i]), c[i] + sum, "{name} {i}");

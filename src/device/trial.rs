@@ -80,7 +80,9 @@ mod tests {
     /// Each fault is found by the simulator's checks, and named.
     #[test]
     fn the_simulator_finds_what_is_planted() {
-        for (which, place) in [(Canary::Bounds, "canary.cu"), (Canary::Fault, "canary.cu"), (Canary::Race, "race")] {
+        for (which, place) in
+            [(Canary::Bounds, "canary.cu"), (Canary::Fault, "canary.cu"), (Canary::Race, "race")]
+        {
             let options = crate::device::sim::SimOptions { checked: true, ..Default::default() };
             let error = canary(Device::sim_with(options), which).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::DeviceFailed, "{which:?}");

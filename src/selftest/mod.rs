@@ -2,8 +2,8 @@
 //! conformance tests and `warpsmith selftest` share.
 //!
 //! Here: seeded values, tensors on a device, the list of all ops. [`layouts`] puts a tensor seven ways into memory,
-//! [`reference`] computes what must come out and knows nothing of the op bodies, [`compare`] judges under a computed
-//! tolerance, [`checks`] runs one op and says what is wrong, [`run`] does it for all and reports.
+//! [`reference`](mod@reference) computes what must come out and knows nothing of the op bodies, [`compare`] judges under a computed
+//! tolerance, [`checks`] runs one op and says what is wrong, [`run()`] does it for all and reports.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,7 @@ impl Rng {
         Rng(text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3)))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -44,12 +44,12 @@ impl Rng {
 
     /// In `0..n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.draw() % n.max(1) as u64) as usize
     }
 
     /// In `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     pub fn normal(&mut self) -> f64 {

@@ -181,7 +181,7 @@ impl<'a> Out<'a> {
         assert_eq!(T::DTYPE, self.dtype, "op body wrote an output as the wrong type");
         match &mut self.memory {
             // Nothing need not be aligned.
-            BytesMut::Host(bytes) if bytes.is_empty() => &mut [],
+            BytesMut::Host([]) => &mut [],
             BytesMut::Host(bytes) => bytemuck::cast_slice_mut(bytes),
             BytesMut::Device(_) => panic!("a CPU body was given device memory"),
         }

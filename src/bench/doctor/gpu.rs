@@ -63,18 +63,17 @@ pub(super) fn checks(doctor: &Doctor, checks: &mut Vec<Check>) {
     }
 }
 
-fn driver(
-    doctor: &Doctor,
-    library: Option<&str>,
-    version: Option<(u32, u32)>,
-    nvml: Option<&Nvml>,
-) -> Check {
+fn driver(doctor: &Doctor, library: Option<&str>, version: Option<(u32, u32)>, nvml: Option<&Nvml>) -> Check {
     let (have, need) = (version.unwrap_or_default(), Code::embedded().cuda);
     let number = nvml.and_then(Nvml::driver).map_or(String::new(), |number| format!("driver {number}, "));
     let said = format!("{number}CUDA {}.{}, {}", have.0, have.1, library.unwrap_or("libcuda"));
     if have.0 < need.0 {
         let message = format!("{said}: too old for kernels compiled by nvcc {}.{}", need.0, need.1);
-        let fix = format!("install driver {} or newer, or build with an nvcc of CUDA {}", cuda::driver_of(need.0), have.0);
+        let fix = format!(
+            "install driver {} or newer, or build with an nvcc of CUDA {}",
+            cuda::driver_of(need.0),
+            have.0
+        );
         return Check::new("driver", doctor.unusable(), message, fix);
     }
     Check::pass("driver", said)
@@ -140,14 +139,20 @@ fn architecture(doctor: &Doctor, found: &Found) -> Check {
         Fit::Jit => Check::new(
             "architecture",
             Status::Warn,
-            format!("no machine code for sm_{major}{minor} among {images}: the driver compiles PTX at the first use"),
+            format!(
+                "no machine code for sm_{major}{minor} among {images}: the driver compiles PTX at the first use"
+            ),
             again,
         ),
         Fit::Absent => Check::new(
             "architecture",
             doctor.unusable(),
             format!("no code for sm_{major}{minor} among {images}"),
-            if major < 8 { "use a GPU of compute capability 8.0 (Ampere) or newer".to_owned() } else { again },
+            if major < 8 {
+                "use a GPU of compute capability 8.0 (Ampere) or newer".to_owned()
+            } else {
+                again
+            },
         ),
     }
 }
@@ -158,7 +163,12 @@ fn gpu_memory(reading: Option<&Reading>) -> Check {
     let Some((free, all)) = reading.and_then(|r| r.memory) else { return Check::skip("gpu_memory", UNREAD) };
     let said = format!("{} of {} free", gigabytes(free), gigabytes(all));
     if free < all / 10 {
-        return Check::new("gpu_memory", Status::Warn, said, "end other programs that use the GPU (nvidia-smi)");
+        return Check::new(
+            "gpu_memory",
+            Status::Warn,
+            said,
+            "end other programs that use the GPU (nvidia-smi)",
+        );
     }
     Check::pass("gpu_memory", said)
 }
@@ -201,12 +211,12 @@ fn clocks(reading: Option<&Reading>) -> Check {
         let fix = "let it cool, check fans and power supply; nvidia-smi -q -d PERFORMANCE shows more";
         return Check::new("clocks", Status::Warn, format!("{said}; held back by {}", held.join(", ")), fix);
     }
-    if let (Some(now), Some(usual)) = reading.power_limit {
-        if now < 0.98 * usual {
-            let fix = format!("sudo nvidia-smi -pl {usual:.0} gives it the usual power again");
-            let message = format!("{said}; limited to {now:.0} W instead of {usual:.0} W");
-            return Check::new("clocks", Status::Warn, message, fix);
-        }
+    if let (Some(now), Some(usual)) = reading.power_limit
+        && now < 0.98 * usual
+    {
+        let fix = format!("sudo nvidia-smi -pl {usual:.0} gives it the usual power again");
+        let message = format!("{said}; limited to {now:.0} W instead of {usual:.0} W");
+        return Check::new("clocks", Status::Warn, message, fix);
     }
     Check::pass("clocks", said)
 }
@@ -221,11 +231,11 @@ fn health(reading: Option<&Reading>) -> Check {
     if let Some(degrees @ 85..) = reading.temperature {
         return warn(format!("{degrees} °C"), "check fans, dust and airflow");
     }
-    if let (Some(now), Some(most)) = reading.lanes {
-        if now < most {
-            let fix = "seat the card anew, or use another slot; some boards save power so while idle";
-            return warn(format!("{now} of {most} PCIe lanes are in use: copies are slower"), fix);
-        }
+    if let (Some(now), Some(most)) = reading.lanes
+        && now < most
+    {
+        let fix = "seat the card anew, or use another slot; some boards save power so while idle";
+        return warn(format!("{now} of {most} PCIe lanes are in use: copies are slower"), fix);
     }
     let degrees = reading.temperature.map_or("temperature unknown".to_owned(), |t| format!("{t} °C"));
     let idle = match reading.persistence {
@@ -245,6 +255,11 @@ fn kernel(doctor: &Doctor, index: usize) -> Check {
         Err(e) if e.kind() == ErrorKind::NoDevice => {
             Check::error("kernel", doctor.unusable(), &e, "see the checks above")
         }
-        Err(e) => Check::error("kernel", Status::Fail, &e, "run compute-sanitizer and nvidia-smi -q; a reboot may help"),
+        Err(e) => Check::error(
+            "kernel",
+            Status::Fail,
+            &e,
+            "run compute-sanitizer and nvidia-smi -q; a reboot may help",
+        ),
     }
 }

@@ -162,7 +162,9 @@ impl Context {
 
     fn failed(&self, cause: &str, later: bool) -> Error {
         let message = match later {
-            true => format!("cuda:{} failed earlier and does no more work in this process: {cause}", self.index),
+            true => {
+                format!("cuda:{} failed earlier and does no more work in this process: {cause}", self.index)
+            }
             false => cause.to_owned(),
         };
         Error::new(ErrorKind::DeviceFailed, message).with_help(

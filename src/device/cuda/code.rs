@@ -61,11 +61,13 @@ impl Code {
         let (major, minor) = info.capability;
         let device = format!("cuda:{index} ({}, sm_{major}{minor})", info.name);
         let refuse = |message: String, help: String| {
-            Err(Error::new(ErrorKind::NoDevice, format!("{device} cannot be used: {message}")).with_help(help))
+            Err(Error::new(ErrorKind::NoDevice, format!("{device} cannot be used: {message}"))
+                .with_help(help))
         };
         if self.units.is_empty() {
             return refuse(
-                "this build of warpsmith has no GPU kernels, as no nvcc was found when it was built".to_owned(),
+                "this build of warpsmith has no GPU kernels, as no nvcc was found when it was built"
+                    .to_owned(),
                 "scripts/get-nvcc.sh installs nvcc without root; then build again".to_owned(),
             );
         }
@@ -90,7 +92,8 @@ impl Code {
                     need.0,
                     need.1,
                     match fit {
-                        Fit::Jit => format!("{}.{} (they are compiled by the driver for this GPU)", need.0, need.1),
+                        Fit::Jit =>
+                            format!("{}.{} (they are compiled by the driver for this GPU)", need.0, need.1),
                         _ => format!("{}.0", need.0),
                     }
                 ),
@@ -253,7 +256,10 @@ impl Modules {
         let absent = || {
             let list = fatbin::list(&images);
             Module::Absent(
-                format!("{unit}.cu was compiled for {list}, not for sm_{major}{minor} (WARPSMITH_CUDA_ARCHS)").into(),
+                format!(
+                    "{unit}.cu was compiled for {list}, not for sm_{major}{minor} (WARPSMITH_CUDA_ARCHS)"
+                )
+                .into(),
             )
         };
         if !images.is_empty() && fatbin::fit(&images, info.capability) == Fit::Absent {
@@ -344,4 +350,3 @@ fn attribute(raw: sys::CUfunction, attribute: Attribute, entered: &Entered<'_>) 
     entered.check(code, "asking for a kernel's attributes")?;
     Ok(u32::try_from(value).unwrap_or(0))
 }
-

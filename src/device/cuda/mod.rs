@@ -174,7 +174,8 @@ impl Driver for Cuda {
                 Ok((free, total)) => format!("{free} of {total} bytes are free"),
                 Err(_) => "the device does not say how much is free".to_owned(),
             };
-            let message = format!("cuda:{} has no {bytes} bytes of memory left: {free}", self.context.index());
+            let message =
+                format!("cuda:{} has no {bytes} bytes of memory left: {free}", self.context.index());
             return Err(Error::new(ErrorKind::OutOfMemory, message));
         }
         entered.check(code, "taking device memory")?;
@@ -259,7 +260,8 @@ impl Driver for Cuda {
             )
         };
         if code == CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES {
-            let message = format!("a block of {threads_x}×{threads_y}×{threads_z} threads does not fit the device");
+            let message =
+                format!("a block of {threads_x}×{threads_y}×{threads_z} threads does not fit the device");
             return Err(Error::unsupported(unit_symbol(kernel), message));
         }
         entered.check(code, "launching a kernel").map_err(|error| error.with_op(unit_symbol(kernel)))

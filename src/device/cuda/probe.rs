@@ -106,7 +106,8 @@ fn probe() -> &'static Probe {
         let mut names = cudarc::get_lib_name_candidates("cuda");
         names.extend(cudarc::get_lib_name_candidates("nvcuda"));
         let Some(library) = Library::open(&names) else {
-            let help = "install an NVIDIA driver; in a container, start it with the GPUs (docker run --gpus all)";
+            let help =
+                "install an NVIDIA driver; in a container, start it with the GPUs (docker run --gpus all)";
             let driver = Err(Refusal::new("no NVIDIA driver was found (libcuda.so.1)", help));
             return Probe { path: None, driver };
         };
@@ -207,7 +208,10 @@ pub(super) fn ask(code: CUresult, doing: &str) -> Result<()> {
 pub(super) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<u32> {
     let mut value: c_int = 0;
     // SAFETY: initialised, the device came from the driver; writes an int.
-    ask(unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) }, "asking for a device's attributes")?;
+    ask(
+        unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) },
+        "asking for a device's attributes",
+    )?;
     Ok(u32::try_from(value).unwrap_or(0))
 }
 

@@ -150,7 +150,9 @@ impl Staging {
             self.marks[slot(i)].wait(entered)?;
             let part = &mut to[i * SLOT..][..bytes(i)];
             // SAFETY: the copy into this slot is done, and the next into it is queued only after this read.
-            unsafe { part.as_mut_ptr().copy_from_nonoverlapping(self.memory.add(slot(i) * SLOT), part.len()) };
+            unsafe {
+                part.as_mut_ptr().copy_from_nonoverlapping(self.memory.add(slot(i) * SLOT), part.len())
+            };
         }
         // The last slot has been waited for, hence all before it: uploads may start in it.
         self.slot = slot(parts - 1);

@@ -238,7 +238,10 @@ fn fault() {
     ];
     for error in later {
         assert_eq!(error.kind(), ErrorKind::DeviceFailed);
-        assert_eq!(error.message(), format!("cuda:0 failed earlier and does no more work in this process: {cause}"));
+        assert_eq!(
+            error.message(),
+            format!("cuda:0 failed earlier and does no more work in this process: {cause}")
+        );
     }
     assert!(!cuda.has(&ADD_ONE));
     cuda.free(at, 4096);
@@ -336,7 +339,9 @@ fn maps() {
 
 #[test]
 fn a_device_that_cannot_be_used_says_why() {
-    let cases: [(&[(&str, &str)], &str, &str); 13] = [
+    // What the driver pretends, what the error says, what its fix names.
+    type Case = (&'static [(&'static str, &'static str)], &'static str, &'static str);
+    let cases: [Case; 13] = [
         (&[("FAKE_INIT", "802")], "not ready", "nvidia-fabricmanager"),
         (&[("FAKE_INIT", "100")], "no GPU is visible to this process", "CUDA_VISIBLE_DEVICES"),
         (&[("FAKE_DEVICES", "0")], "no GPU is visible to this process", "CUDA_VISIBLE_DEVICES"),

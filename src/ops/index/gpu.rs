@@ -156,7 +156,7 @@ impl Sums {
         let add = (out.mode() == Mode::Accumulate).into();
         let dx = out.dst();
         let vector = 4 * dx.dtype().size() as u64;
-        let vec = if inner % 4 == 0 && (dy.address() | dx.address()) % vector == 0 { 4 } else { 1 };
+        let vec = if inner % 4 == 0 && (dy.address() | dx.address()).is_multiple_of(vector) { 4 } else { 1 };
         let columns = width as u64 / u64::from(vec);
         let width = width as u64;
         // One piece has no border.

@@ -47,7 +47,7 @@ impl RowPlan {
 
     /// 1 if the rows at all these addresses can be read in vectors of 16 bytes.
     pub fn flat(&self, dtype: DType, addresses: &[u64]) -> u32 {
-        let whole = self.classes as usize * dtype.size() % 16 == 0;
+        let whole = (self.classes as usize * dtype.size()).is_multiple_of(16);
         u32::from(whole && addresses.iter().all(|a| a % 16 == 0))
     }
 }

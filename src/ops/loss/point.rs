@@ -198,7 +198,7 @@ impl<'a> Points<'a> {
             src.is_none_or(|src| by.by[0] == 0 || (by.by[0] == 1 && src.address() % 16 == 0))
         };
         let flat = self.dims.rank == 1
-            && self.n % 8 == 0
+            && self.n.is_multiple_of(8)
             && self.src.iter().zip(&self.by).all(fits)
             && results.into_iter().all(|a| a % 16 == 0);
         flat.into()
