@@ -83,6 +83,8 @@ const PLANTED: &[(&str, &[&str])] = &[
     ("bad_divergent_barrier", &["divergent __syncthreads"]),
     ("bad_exit_before_barrier", &["divergent __syncthreads"]),
     ("bad_named_barrier", &["race:", "arrives twice in one generation"]),
+    ("bad_named_parts", &["filled by parts of warps"]),
+    ("bad_named_lines", &["diverged warp"]),
     ("bad_block_overlap", &["of another block"]),
     // Lanes of a warp.
     ("bad_warp_exchange", &["race:", "which nothing in this block has written"]),
@@ -96,6 +98,7 @@ const PLANTED: &[(&str, &[&str])] = &[
     ),
     ("bad_write_past_end", &["past the end of buffer 1 (256 bytes)"]),
     ("bad_write_to_input", &["which the launch only reads"]),
+    ("bad_vector_address", &["address is no multiple of 16, the size of the access"]),
     ("bad_shared_end", &["outside what the block asked for"]),
     ("bad_uninitialised", &["which nothing in this block has written"]),
     ("bad_atomic_and_plain", &["race:"]),

@@ -42,15 +42,22 @@ static std::string find_line(const void* pc) {
     const auto base = static_cast<const char*>(info.dli_fbase);
     // A fixed executable has absolute addresses in its line table, any other image offsets.
     for (const bool absolute : {false, true}) {
-        std::snprintf(command, sizeof command, "addr2line -e '%s' 0x%zx 2>/dev/null", file,
+        // The innermost line first, then those it was inlined into.
+        std::snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", file,
                       absolute ? reinterpret_cast<size_t>(address) : size_t(address - base));
-        char line[2048] = "";
+        std::string said;
         if (FILE* pipe = popen(command, "r")) {
-            if (!std::fgets(line, sizeof line, pipe)) line[0] = 0;
+            char line[2048];
+            while (std::fgets(line, sizeof line, pipe)) {
+                line[std::strcspn(line, "\n (")] = 0;
+                if (!line[0] || line[0] == '?' || std::strstr(line, ":?")) break;
+                const std::string at = short_path(line);
+                said += said.empty() ? at : " in " + at;
+                if (!std::strstr(line, "/core/")) break;   // a helper's line says less than its caller's
+            }
             pclose(pipe);
         }
-        line[std::strcspn(line, "\n (")] = 0;
-        if (line[0] && line[0] != '?' && !std::strstr(line, ":?") && !std::strstr(line, ":0")) return short_path(line);
+        if (!said.empty()) return said;
     }
     std::snprintf(command, sizeof command, "%s+0x%zx", info.dli_sname ? info.dli_sname : "image",
                   size_t(address - (info.dli_sname ? static_cast<const char*>(info.dli_saddr) : base)));

@@ -176,7 +176,7 @@ void Detector::check(const Shadow& s, const Cell& c, uintptr_t at, Access kind, 
         report(std::string(verb(kind)) + " " + where(s, at) + ", which nothing in this block has written", place);
     if (c.write.block && unordered(s, c.write, actor)) race("write", c.write);
     if (c.update.block && kind != Access::Atomic && unordered(s, c.update, actor)) race("update", c.update);
-    if (s.shared && (kind == Access::AsyncRead || kind == Access::AsyncWrite))
+    if (kind == Access::AsyncRead || kind == Access::AsyncWrite)
         for (const Mark* w : {&c.write, &c.update})
             if (w->block && !published(*w, actor))
                 report(std::string(verb(kind)) + " " + where(s, at) + ", written by " + name_of(*w) + " at " + text_of(w->place) +

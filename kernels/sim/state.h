@@ -33,6 +33,7 @@ struct Barrier {
     u32 id = 0, count = 0, arrived = 0;
     SimSite site{};
     std::vector<u32> participants, waiters;          // of this generation
+    std::vector<SimSite> sites;                      // of the participants
     Sync sync;
 };
 

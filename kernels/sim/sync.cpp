@@ -18,6 +18,7 @@ void reset_sync() {
         Barrier& b = c.barriers[__builtin_ctz(used)];
         b.arrived = 0;
         b.participants.clear();
+        b.sites.clear();
         b.waiters.clear();
         b.sync.clear();
     }
@@ -36,6 +37,7 @@ static void arrive(Barrier& b, bool waits, SimSite at) {
     c.barriers_used |= 1u << b.id;
     b.site = at;
     b.participants.push_back(t.linear);
+    b.sites.push_back(at);
     if (waits) b.waiters.push_back(t.linear);
     if (Detector* d = detector()) d->release(t.linear, b.sync);
     if (++b.arrived == b.count) {
@@ -46,6 +48,7 @@ static void arrive(Barrier& b, bool waits, SimSite at) {
         }
         b.arrived = 0;
         b.participants.clear();
+        b.sites.clear();
         b.waiters.clear();
         ++b.generation;
     } else if (waits) {
@@ -66,6 +69,16 @@ void barrier_all(SimSite at) {
     arrive(b, true, at);
 }
 
+// Whether of each warp but `except` all lanes have arrived.
+static bool whole_warps(const Barrier& b, u32 except) {
+    const Context& c = ctx();
+    std::vector<u32> arrived(c.warps.size());
+    for (u32 p : b.participants) ++arrived[p / LANES];
+    for (u32 w = 0; w < arrived.size(); ++w)
+        if (w != except && arrived[w] && arrived[w] != u32(__builtin_popcount(c.warps[w].lanes))) return false;
+    return true;
+}
+
 void barrier_named(u32 id, u32 threads, bool wait, SimSite at) {
     Context& c = ctx();
     Thread& t = me();
@@ -76,8 +89,18 @@ void barrier_named(u32 id, u32 threads, bool wait, SimSite at) {
     if (b.arrived && b.count != threads)
         fault("named barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads, but " + text(b.site) + " said " +
               std::to_string(b.count), at);
-    if (std::find(b.participants.begin(), b.participants.end(), t.linear) != b.participants.end())
-        fault("named barrier " + std::to_string(id) + ": arrives twice in one generation", at);
+    const u32 warp = t.linear / LANES;
+    u32 of_warp = 1;
+    for (size_t i = 0; i < b.participants.size(); ++i) {
+        if (b.participants[i] == t.linear) fault("named barrier " + std::to_string(id) + ": arrives twice in one generation", at);
+        if (b.participants[i] / LANES != warp) continue;
+        ++of_warp;
+        if (!same(b.sites[i], at))
+            fault("diverged warp: named barrier " + std::to_string(id) + " here, but " + thread_name(b.participants[i]) + " arrived at " + text(b.sites[i]), at);
+    }
+    // The hardware counts warps: as many threads of different warps would pass here and hang there.
+    if (b.arrived + 1 == threads && (of_warp < u32(__builtin_popcount(c.warps[warp].lanes)) || !whole_warps(b, warp)))
+        fault("named barrier " + std::to_string(id) + ": filled by parts of warps", at);
     b.count = threads;
     arrive(b, wait, at);
 }

@@ -10,9 +10,10 @@ use std::process::Command;
 
 use files::{Hash, below, parallel};
 
-const COMMON: [&str; 7] =
-    ["-std=c++20", "-ffp-contract=off", "-Wno-psabi", "-Wno-unknown-pragmas", "-g1", "-fPIC", "-O2"];
-const CHECKED: [&str; 2] = ["-fsanitize=thread", "-DWS_SIM_CHECKED"];
+const COMMON: [&str; 6] =
+    ["-std=c++20", "-ffp-contract=off", "-Wno-psabi", "-Wno-unknown-pragmas", "-g1", "-fPIC"];
+const PLAIN: &[&str] = &["-O2"];
+const CHECKED: &[&str] = &["-O1", "-fno-tree-sra", "-fsanitize=thread", "-DWS_SIM_CHECKED"];
 
 /// The checkout.
 pub fn root() -> &'static Path {
@@ -48,16 +49,13 @@ pub struct Source {
 fn object(source: &Source) -> PathBuf {
     let mut headers = below(&root().join("kernels"), &["cuh", "h", "cu"]);
     headers.extend(source.over.iter().flat_map(|o| below(o, &["cuh", "h", "cu"])));
-    let flags = if source.checked { CHECKED.join(" ") } else { String::new() };
-    let hash = Hash::new().add(COMMON.join(" ")).add(flags).add_files(&headers);
+    let flags = if source.checked { CHECKED } else { PLAIN };
+    let hash = Hash::new().add(COMMON.join(" ")).add(flags.join(" ")).add_files(&headers);
     let hash = hash.add_files(std::slice::from_ref(&source.file)).text();
     let object = folder().join(format!("{}-{hash}.o", source.file.file_stem().unwrap().to_string_lossy()));
     if !object.is_file() {
         let mut command = compiler();
-        command
-            .current_dir(root())
-            .args(COMMON)
-            .args(source.checked.then_some(CHECKED).into_iter().flatten());
+        command.current_dir(root()).args(COMMON).args(flags);
         let base = source.over.as_deref().unwrap_or(root());
         command.arg("-I").arg(base).arg("-I").arg(base.join("kernels"));
         make(command.args(["-x", "c++", "-c"]).arg(&source.file), &object);
@@ -84,15 +82,10 @@ pub fn link(name: &str, sources: &[Source], shared: bool) -> PathBuf {
 }
 
 /// The kernels of `kernels/UNIT.cu` with one piece of its text, or of a header's, replaced, as a library for `sim_load`.
-/// `file` is below `kernels/`; `from` must stand in it exactly once. `generate` makes the generated unit and the table
-/// from the text of `UNIT.cu`, with build/parse.rs and build/emit.rs, which want to stand at the root of a crate.
-pub fn planted(
-    unit: &str,
-    file: &str,
-    from: &str,
-    to: &str,
-    generate: impl Fn(&str) -> (String, String),
-) -> PathBuf {
+/// `file` is below `kernels/`; `from` must stand in it exactly once. `generate` makes the generated unit from the text of
+/// `UNIT.cu`, with build/parse.rs and build/emit.rs, which want to stand at the root of a crate. The library has checked
+/// kernels alone, also where plain ones are asked for.
+pub fn planted(unit: &str, file: &str, from: &str, to: &str, generate: impl Fn(&str) -> String) -> PathBuf {
     let read = |file: &str| {
         let path = root().join("kernels").join(file);
         std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -113,11 +106,14 @@ pub fn planted(
     }
     let source = std::fs::read_to_string(over.join(format!("kernels/{unit}.cu"))).unwrap();
     let (generated, table) = (over.join(format!("{unit}.cpp")), over.join("table.cpp"));
-    let (unit_text, table_text) = generate(&source);
-    files::write(&generated, unit_text).unwrap();
-    files::write(&table, table_text).unwrap();
+    files::write(&generated, generate(&source)).unwrap();
+    let name = format!("sim_checked_table_{unit}");
+    let lists = ["sim_tables", "sim_checked_tables"]
+        .map(|list| format!("extern const sim::Entry* const {list}[] = {{{name}, nullptr}};\n"));
+    let text = format!("#include \"sim/sim.h\"\nextern const sim::Entry {name}[];\n{}", lists.concat());
+    files::write(&table, text).unwrap();
     // The generated file names `kernels/UNIT.cu` and `core/...`: both below the copy.
     let source = |file: &Path, checked| Source { file: file.into(), checked, over: Some(over.clone()) };
-    let sources = [source(&generated, false), source(&generated, true), source(&table, false)];
+    let sources = [source(&generated, true), source(&table, false)];
     link(&format!("planted-{unit}"), &sources, true)
 }

@@ -150,6 +150,7 @@ static Small shape_of(const std::string& name) {
         return {1, 128, 0, 128, 128, 128, each([](size_t i, const std::vector<float>&) { return i < 64 ? float(66 + i) : float(i - 64 + 3); })};
     if (name == "ok_votes") return {1, 64, 0, 64, 64, 64, one};
     if (name == "ok_inout") return {3, 64, 0, 192, 192, 170, nullptr};
+    if (name == "bad_named_parts") return {1, 96, 0, 96, 96, 96, nullptr};
     if (name == "ok_narrow") return {1, 128, 0, 128, 128, 128, nullptr};
     if (name == "ok_strides") return {6, 64, 0, 128, 384, 64, each([](size_t i, const std::vector<float>& x) { return x[i / 192 * 64 + i % 64]; })};
     if (name == "ok_table") return {1, 64, 0, 64, 64, 64, each([](size_t i, const std::vector<float>& x) { return float(1 << i % 8) * x[i]; })};

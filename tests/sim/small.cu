@@ -15,7 +15,7 @@ struct SmallArgs { const f32* x; f32* y; u32 n, p; };
     X(bad_uninitialised) X(bad_shuffle_inactive) X(bad_shuffle_exited) X(bad_shuffle_lines) X(bad_cp_async_barrier)          \
     X(bad_cp_async_aligned) X(ok_narrow) X(ok_atomics) X(bad_atomic_and_plain) X(ok_named_barriers) X(bad_named_barrier)     \
     X(ok_votes) X(ok_inout) X(bad_mbarrier_write) X(bad_trap) X(ok_strides) X(ok_idle) X(ok_switches) X(ok_table) \
-    X(ok_mma_shapes)
+    X(ok_mma_shapes) X(bad_vector_address) X(bad_named_parts) X(bad_named_lines)
 
 template <u32 BUG> WS_FN f32 two_barriers(f32 x) {
     using Parts = f32[8];
@@ -204,6 +204,17 @@ template <u32 BUG> WS_FN void named(const SmallArgs& a) {
 }
 WS_FN void ok_named_barriers(const SmallArgs& a) { named<0>(a); }
 WS_FN void bad_named_barrier(const SmallArgs& a) { named<1>(a); }
+// 64 arrivals, but of two halves and a whole.
+WS_FN void bad_named_parts(const SmallArgs& a) {
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp == 0 || lane < 16) ptx::named_barrier_sync(3, 64);
+    a.y[threadIdx.x] = 1;
+}
+WS_FN void bad_named_lines(const SmallArgs& a) {
+    if (threadIdx.x % 32 < 16) ptx::named_barrier_sync(3, 64);
+    else ptx::named_barrier_sync(3, 64);
+    a.y[threadIdx.x] = 1;
+}
 WS_FN void bad_trap(const SmallArgs& a) {
     if (threadIdx.x == 9) ptx::trap();
     a.y[threadIdx.x] = 1;
@@ -219,6 +230,10 @@ WS_FN void bad_shared_end(const SmallArgs& a) {
     s[threadIdx.x + 1] = 1;
     __syncthreads();
     a.y[threadIdx.x] = s[0];
+}
+WS_FN void bad_vector_address(const SmallArgs& a) {
+    const Vec<f32, 4> v = load_vec<4>(a.x + 4 * (threadIdx.x / 8) + 1);
+    a.y[threadIdx.x] = v[0];
 }
 WS_FN void bad_uninitialised(const SmallArgs& a) {
     SHARED(Floats, s);
