@@ -187,6 +187,8 @@ fn build_rs_refuses() {
             "11:8: kernel drift has no launch",
         ),
         ("shared = 0)) {", "shared = 0));", "14:82: the body `{` must follow"),
+        ("shared = 0)) {", "shared = 0, blocks = 33)) {", "14:91: blocks is an integer from 1 to 32"),
+        ("shared = 0)) {", "shared = 0, stages = 2)) {", "14:82: expected `blocks = ...` or `)`"),
         ("SHARED(f32[256], part)", "__shared__ f32 part[256]", "15:5: no __shared__ here: write SHARED"),
         ("part[threadIdx.x] = eps;", "asm(\"\");", "17:5: no asm here: a primitive belongs"),
         ("SHARE(Half", "__global__ void own() {}\nSHARE(Half", "7:1: no __global__ here: declare"),
@@ -294,6 +296,45 @@ fn what_ptxas_only_mentions_fails_the_build() {
         assert_eq!(nvcc::complaints(&unit, line), line);
         assert_eq!(nvcc::complaints(&allowed, line), line);
     }
+}
+
+#[test]
+fn an_object_is_named_after_all_that_it_includes_and_nothing_else() {
+    let root = temporary("drift-included");
+    std::fs::create_dir_all(root.join("kernels/core")).unwrap();
+    let put = |name: &str, text: &str| std::fs::write(root.join("kernels").join(name), text).unwrap();
+    put("a.cu", "#include \"core/b.cuh\"\n#include <cstdint>\n");
+    put("core/b.cuh", "  # include \"c.cuh\"\n#include \"missing.cuh\"\n");
+    put("core/c.cuh", "#include \"core/b.cuh\"\n");
+    put("core/d.cuh", "");
+    let of = |folder: &Path| {
+        let files = files::included(folder, &folder.join("kernels/a.cu"));
+        let names: Vec<String> =
+            files.iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        assert_eq!(names, ["a.cu", "b.cuh", "c.cuh"]);
+        files::Hash::new().add_files(&files).text()
+    };
+    let first = of(&root);
+    put("core/d.cuh", "int d;\n");
+    assert_eq!(of(&root), first);
+    put("core/c.cuh", "#include \"core/b.cuh\"\nint c;\n");
+    assert_ne!(of(&root), first);
+}
+
+#[test]
+fn the_cache_keeps_what_is_used_and_the_latest_of_the_rest() {
+    let cache = temporary("drift-cache");
+    let object = |n: u64| cache.join(format!("unit-plain-{n:032x}.o"));
+    for n in 0..40 {
+        let file = std::fs::File::create(object(n)).unwrap();
+        let age = std::time::Duration::from_secs(1_000_000_000 + n);
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + age).unwrap();
+    }
+    std::fs::write(cache.join("other-plain-0.o"), "").unwrap();
+    files::prune(&cache, &[object(3)]);
+    let left: Vec<u64> = (0..40).filter(|n| object(*n).is_file()).collect();
+    assert_eq!(left, [3].into_iter().chain(24..40).collect::<Vec<_>>());
+    assert!(cache.join("other-plain-0.o").is_file());
 }
 
 /// A crate with our build.rs and one kernel.
