@@ -80,9 +80,11 @@ mod tests {
     /// Each fault is found by the simulator's checks, and named.
     #[test]
     fn the_simulator_finds_what_is_planted() {
-        for (which, place) in
-            [(Canary::Bounds, "canary.cu"), (Canary::Fault, "canary.cu"), (Canary::Race, "race")]
-        {
+        for (which, place) in [
+            (Canary::Bounds, "canary.cu:12: writes 4 bytes"),
+            (Canary::Fault, "canary.cu:12: writes 4 bytes"),
+            (Canary::Race, "canary.cu:19: reads shared memory"),
+        ] {
             let options = crate::device::sim::SimOptions { checked: true, ..Default::default() };
             let error = canary(Device::sim_with(options), which).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::DeviceFailed, "{which:?}");
