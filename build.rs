@@ -63,9 +63,10 @@ fn build() -> Result<(), String> {
 
 /// The folder that holds all profiles and targets: caches in it serve every build of the checkout.
 fn target_folder(out: &Path) -> PathBuf {
-    let tagged = out.ancestors().find(|a| a.join("CACHEDIR.TAG").is_file());
-    // target/PROFILE/build/PACKAGE/out
-    tagged.or(out.ancestors().nth(4)).unwrap_or(out).to_path_buf()
+    // target/PROFILE/build/PACKAGE/out, or target/TRIPLE/PROFILE/...; cargo marks the folder it makes.
+    let folders = [4, 5].map(|n| out.ancestors().nth(n));
+    let tagged = folders.into_iter().flatten().find(|f| f.join("CACHEDIR.TAG").is_file());
+    tagged.or(folders[0]).unwrap_or(out).to_path_buf()
 }
 
 /// All declarations.
