@@ -42,11 +42,17 @@ const FAULTS: &[Fault] = &[
     // A sum of one lane instead of the warp's.
     fault("softmax", "softmax.cu", "F::total(warp_sum(sum))", "F::total(sum)", "softmax"),
     // Barriers that publish, left out.
-    fault("norm", "norm.cu", "    __syncthreads();\n    if (line != 0", "    if (line != 0", "norm"),
+    fault(
+        "norm",
+        "norm.cu",
+        "    __syncthreads();\n    if (line != 0",
+        "    if (line != 0",
+        "layer_norm_backward",
+    ),
     fault("reduce", "reduce.cu", "__syncthreads();   // publishes the upper half", "// publishes", "sum"),
-    fault("copy", "copy.cu", "    __syncthreads();\n", "", "copy"),
-    fault("index", "index.cu", "exchange.\n            __syncthreads();", "exchange.", "lookup"),
-    fault("loss", "loss.cu", "the round before.\n        __syncthreads();", "the round before.", "loss"),
+    fault("copy", "copy.cu", "    __syncthreads();\n", "", "contiguous"),
+    fault("index", "index.cu", "exchange.\n            __syncthreads();", "exchange.", "embedding_backward"),
+    fault("loss", "loss.cu", "the round before.\n        __syncthreads();", "the round before.", "mse_loss"),
     // A barrier before memory is written again, left out.
     fault(
         "matmul",
@@ -93,7 +99,9 @@ fn every_planted_fault_makes_the_cases_fail() {
 
 #[test]
 fn without_a_fault_a_library_changes_nothing() {
-    let library = compile::planted("copy", "copy.cu", "tile", "tile", |text| generated("copy", text));
-    let output = selftest(&format!("sim:random,checked,seed=1,library={}", library.display()), "copy");
+    let library = compile::planted("copy", "copy.cu", "__syncthreads();", "__syncthreads();", |text| {
+        generated("copy", text)
+    });
+    let output = selftest(&format!("sim:random,checked,seed=1,library={}", library.display()), "contiguous");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

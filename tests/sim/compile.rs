@@ -47,8 +47,11 @@ pub struct Source {
 }
 
 fn object(source: &Source) -> PathBuf {
-    let mut headers = below(&root().join("kernels"), &["cuh", "h", "cu"]);
-    headers.extend(source.over.iter().flat_map(|o| below(o, &["cuh", "h", "cu"])));
+    // What may be included: all headers; in a copy made for it, also its kernels.
+    let headers = match &source.over {
+        Some(over) => below(over, &["cuh", "h", "cu"]),
+        None => below(&root().join("kernels"), &["cuh", "h"]),
+    };
     let flags = if source.checked { CHECKED } else { PLAIN };
     let hash = Hash::new().add(COMMON.join(" ")).add(flags.join(" ")).add_files(&headers);
     let hash = hash.add_files(std::slice::from_ref(&source.file)).text();
