@@ -55,7 +55,13 @@ impl Op for Contiguous {
     }
 
     fn cases() -> Cases<Self> {
-        Cases::over_shapes(&DType::ALL, Tolerance::Exact, Values::Integers(-9, 9), |_| Contiguous)
+        let values = Values::Integers(-9, 9);
+        let mut cases = Cases::over_shapes(&DType::ALL, Tolerance::Exact, values.clone(), |_| Contiguous);
+        // Transposed, these are more than one tile of the GPU's.
+        for shape in [&[40, 70][..], &[3, 33, 37]] {
+            cases.list.push(Case { op: Contiguous, inputs: vec![Arg::new(shape, values.clone())] });
+        }
+        cases
     }
 }
 

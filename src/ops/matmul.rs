@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 #[cfg(all(test, feature = "sim"))]
-mod gpu_tests;
+mod tests;
 
 use std::ops::RangeInclusive;
 

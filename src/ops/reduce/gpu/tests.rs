@@ -1,5 +1,7 @@
 //! What the plans of reductions choose, and that they are within the limits of a launch.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::Shape;
 
@@ -71,7 +73,8 @@ fn chains_are_short_and_launches_within_limits() {
             Form::Rows(lanes) => lanes * if plan.wide { 4 } else { 1 },
             Form::Columns(columns) => THREADS / columns,
         };
-        if plan.pieces < 65535 {
+        // Near the limit of grids it is chains that grow.
+        if plan.pieces < 60_000 {
             assert!(plan.piece <= unit * MOST, "{dims:?}: {plan:?} has long chains");
         }
     }

@@ -1,5 +1,7 @@
 //! Every product kernel by name on the simulator: transposes, ragged edges, batches, slices of k, epilogues, against f64.
 
+#![forbid(unsafe_code)]
+
 use crate::cpu::activation::Activation;
 use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, gemm};
 use crate::cpu::simd::MatMut;
