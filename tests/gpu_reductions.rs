@@ -16,7 +16,10 @@ fn sim(order: Order) -> Device {
 fn values(n: usize) -> Vec<f64> {
     (0..n as u64)
         .map(|i| {
-            let r = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xd134_2543_de82_ef95);
+            let r = (i + 1)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(29)
+                .wrapping_mul(0xd134_2543_de82_ef95);
             (r >> 11) as f64 / (1u64 << 53) as f64 * 3.0 - 1.0
         })
         .collect()
@@ -85,7 +88,13 @@ fn sums_and_moments_agree_with_f64() {
         let [x, wide] = pair(shape, dtype, look, device);
         let what = format!("{shape:?} over {dims:?} in {dtype}");
         let scale = wide.abs().unwrap().sum(dims, false).unwrap();
-        close(&format!("sum of {what}"), &x.sum(dims, false).unwrap(), &wide.sum(dims, false).unwrap(), 8.0, &scale);
+        close(
+            &format!("sum of {what}"),
+            &x.sum(dims, false).unwrap(),
+            &wide.sum(dims, false).unwrap(),
+            8.0,
+            &scale,
+        );
         let one = Tensor::scalar(1.0f64, Device::Cpu).unwrap();
         let mean = wide.mean(dims, true).unwrap();
         close(&format!("mean of {what}"), &x.mean(dims, true).unwrap(), &mean, 8.0, &one);
@@ -103,7 +112,8 @@ fn extrema_and_their_places_are_exact() {
         let device = sim([Order::Pct, Order::Random, Order::Reverse][k % 3]);
         for dtype in [FLOATS[k % 3], [DType::U8, DType::I32, DType::I64][k % 3]] {
             // Many ties, of which the first counts.
-            let mut data: Vec<f64> = values(shape.iter().product()).iter().map(|v| (v * 40.0 + 60.0).round()).collect();
+            let mut data: Vec<f64> =
+                values(shape.iter().product()).iter().map(|v| (v * 40.0 + 60.0).round()).collect();
             if dtype.is_float() {
                 let n = data.len();
                 (data[n / 3], data[n / 2]) = (f64::NAN, f64::NAN);
@@ -112,7 +122,11 @@ fn extrema_and_their_places_are_exact() {
             let [cpu, gpu] = [Device::Cpu, device].map(|d| look(&tensor(&data, shape, dtype, d)).unwrap());
             let both = |what: &str, f: &dyn Fn(&Tensor) -> Result<Tensor>| {
                 let [a, b] = [&cpu, &gpu].map(|x| f(x).unwrap());
-                assert_eq!((a.dtype(), a.dims()), (b.dtype(), b.dims()), "{what} of {shape:?} over {dims:?} in {dtype}");
+                assert_eq!(
+                    (a.dtype(), a.dims()),
+                    (b.dtype(), b.dims()),
+                    "{what} of {shape:?} over {dims:?} in {dtype}"
+                );
                 assert!(bits(&a) == bits(&b), "{what} of {shape:?} over {dims:?} in {dtype}");
             };
             both("max", &|x| x.max(dims, false));
@@ -136,7 +150,8 @@ fn backwards_agree_with_f64() {
         let what = format!("{shape:?} over {dims:?}");
         let kept = wide.sum(dims, true).unwrap().shape();
         let dy = tensor(&values(kept.numel() + 7)[7..], &kept, DType::F32, Device::Cpu);
-        let (dy, dy_wide) = (tensor(&dy.to_f64_vec().unwrap(), &kept, DType::F32, device), dy.to_dtype(DType::F64).unwrap());
+        let (dy, dy_wide) =
+            (tensor(&dy.to_f64_vec().unwrap(), &kept, DType::F32, device), dy.to_dtype(DType::F64).unwrap());
         let one = Tensor::scalar(3.0f64, Device::Cpu).unwrap();
         let check = |name: &str, got: Result<Tensor>, want: Result<Tensor>| {
             close(&format!("{name} of {what}"), &got.unwrap(), &want.unwrap(), 16.0, &one);
@@ -173,13 +188,15 @@ fn results_are_added_and_repeat() {
                 run_into(Sum { axes, keepdim: false }, &[&x], &[(&twice, Mode::Accumulate)]).unwrap();
             }
             let double = sum.to_f64_vec().unwrap().iter().map(|v| 2.0 * v).collect::<Vec<_>>();
-            let far = twice.to_f64_vec().unwrap().iter().zip(&double).any(|(a, b)| (a - b).abs() > ulp(dtype, *b));
+            let far =
+                twice.to_f64_vec().unwrap().iter().zip(&double).any(|(a, b)| (a - b).abs() > ulp(dtype, *b));
             assert!(!far, "a sum added twice is the double");
         }
     }
     // Added before it is rounded: the sum itself is no number of the type.
     for (dtype, n) in [(DType::BF16, 257), (DType::F16, 2049)] {
-        let (ones, y) = (Tensor::ones(n, dtype, device).unwrap(), Tensor::full((), 1.0, dtype, device).unwrap());
+        let (ones, y) =
+            (Tensor::ones(n, dtype, device).unwrap(), Tensor::full((), 1.0, dtype, device).unwrap());
         run_into(Sum { axes: Axes::all(1), keepdim: false }, &[&ones], &[(&y, Mode::Accumulate)]).unwrap();
         assert_eq!(y.to_f64_vec().unwrap(), [(n + 1) as f64], "{dtype}");
     }
@@ -200,11 +217,19 @@ fn infinities_and_nan_are_where_the_cpu_has_them() {
     for (data, shape, dim) in [(rows, [6, n], 1isize), (columns, [n, 6], 0)] {
         let [cpu, gpu] = [Device::Cpu, device].map(|d| tensor(&data, &shape, DType::F32, d));
         let ops: [(&str, Look); 4] = if dim == 1 {
-            [("sum", |x| x.sum(&[1], false)), ("var", |x| x.var(&[1], 0, false)), ("logsumexp", |x| x.logsumexp(&[1], false)),
-             ("std", |x| x.std(&[1], 1, false))]
+            [
+                ("sum", |x| x.sum(&[1], false)),
+                ("var", |x| x.var(&[1], 0, false)),
+                ("logsumexp", |x| x.logsumexp(&[1], false)),
+                ("std", |x| x.std(&[1], 1, false)),
+            ]
         } else {
-            [("sum", |x| x.sum(&[0], false)), ("var", |x| x.var(&[0], 0, false)), ("logsumexp", |x| x.logsumexp(&[0], false)),
-             ("std", |x| x.std(&[0], 1, false))]
+            [
+                ("sum", |x| x.sum(&[0], false)),
+                ("var", |x| x.var(&[0], 0, false)),
+                ("logsumexp", |x| x.logsumexp(&[0], false)),
+                ("std", |x| x.std(&[0], 1, false)),
+            ]
         };
         for (name, op) in ops {
             let [a, b] = [&cpu, &gpu].map(|x| op(x).unwrap().to_f64_vec().unwrap());
@@ -213,7 +238,11 @@ fn infinities_and_nan_are_where_the_cpu_has_them() {
                 if i == 5 && (name == "var" || name == "std") {
                     continue;
                 }
-                let same = if a.is_finite() { (a - b).abs() <= 1e-5 * a.abs() } else { a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan() };
+                let same = if a.is_finite() {
+                    (a - b).abs() <= 1e-5 * a.abs()
+                } else {
+                    a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+                };
                 assert!(same, "{name} of row {i} along {dim}: {a} on the CPU, {b} on the GPU");
             }
         }
