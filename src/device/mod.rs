@@ -123,7 +123,8 @@ impl FromStr for Device {
     /// `sim:OPTIONS` (see `SimOptions`).
     fn from_str(text: &str) -> Result<Device> {
         match text {
-            "auto" | "cpu" => Ok(Device::Cpu),
+            "auto" => Ok(Device::cuda(0).unwrap_or(Device::Cpu)),
+            "cpu" => Ok(Device::Cpu),
             "cuda" => Device::cuda(0),
             #[cfg(feature = "sim")]
             "sim" => {
