@@ -393,3 +393,24 @@ fn without_nvcc_a_second_build_does_nothing_and_a_new_toolkit_is_noticed() {
     let (ok, said) = sample.build();
     assert!(!ok && said.contains("error: drift@0.1.0: kernels/drift.cu:13:61: no type `f33`"), "{said}");
 }
+
+/// The simulator's Hopper kernel (tensor maps, mbarriers, wgmma, setmaxnreg) is real CUDA too.
+#[test]
+fn the_hopper_kernel_of_the_simulator_compiles_for_hopper_without_a_word() {
+    let Some(nvcc) = nvcc() else { return };
+    let folder = temporary("drift-hopper");
+    std::fs::create_dir_all(&folder).unwrap();
+    let output = Command::new(nvcc)
+        .current_dir(root())
+        .args(["-std=c++17", "-fmad=false", "-x", "cu", "-cubin", "-gencode=arch=compute_90a,code=sm_90a"])
+        .args(["-I.", "-Ikernels", "-Xptxas", "-v", "tests/sim/gemm_tma_wgmma.cu", "-o"])
+        .arg(folder.join("hopper.cubin"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(nvcc::complaints(&parsed(SOURCE).unwrap(), &said), "");
+    // All 65,536 registers of a multiprocessor, for one block of 384 threads: what setmaxnreg shares out.
+    let usage = nvcc::usage(&said);
+    assert!(usage.iter().any(|u| u.function == "gemm_tma" && u.registers == 168), "{usage:?}");
+}

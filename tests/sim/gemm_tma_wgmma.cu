@@ -73,7 +73,7 @@ template <u32 BUG> WS_FN void gemm(const GemmArgs& g) {
 }
 
 #if !WS_GPU || !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-WS_INSTANCE(gemm_tma, GemmArgs, 384) { gemm<0>(a); }
+WS_INSTANCE(gemm_tma, GemmArgs, 384, 1) { gemm<0>(a); }
 #endif
 #if !WS_GPU
 template <u32 BUG> static void planted(const void* a) { gemm<BUG>(*static_cast<const GemmArgs*>(a)); }
