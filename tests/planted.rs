@@ -16,14 +16,15 @@ mod parse;
 use std::process::{Command, Output};
 
 /// A text in a file below `kernels/` and what replaces it; the kernel that shows it, as `unit.kernel`, and of its instances'
-/// functors and types those to build (all functors and the first type, if none is named); the ops whose cases must fail.
+/// functors and types those to build (all functors and the first type, if none is named); how the cases begin of which
+/// some must fail.
 struct Fault {
     file: &'static str,
     from: &'static str,
     to: &'static str,
     kernel: &'static str,
     keep: &'static str,
-    ops: &'static str,
+    cases: &'static str,
 }
 
 const FAULTS: &[Fault] = &[
@@ -34,7 +35,7 @@ const FAULTS: &[Fault] = &[
         to: "UNARY(Square, x + x,",
         kernel: "elementwise.unary",
         keep: "Square",
-        ops: "square",
+        cases: "square",
     },
     // A stride of the wrong operand.
     Fault {
@@ -43,7 +44,7 @@ const FAULTS: &[Fault] = &[
         to: "at.b += here * a.by[k];",
         kernel: "elementwise.binary",
         keep: "Mul",
-        ops: "mul",
+        cases: "mul",
     },
     // A sum of one lane instead of the warp's.
     Fault {
@@ -52,7 +53,7 @@ const FAULTS: &[Fault] = &[
         to: "F::total(sum)",
         kernel: "softmax.softmax_warp",
         keep: "Softmax",
-        ops: "softmax",
+        cases: "softmax",
     },
     // Barriers that publish, left out.
     Fault {
@@ -61,7 +62,7 @@ const FAULTS: &[Fault] = &[
         to: "    if (line != 0",
         kernel: "norm.norm_parameters",
         keep: "LayerNorm",
-        ops: "layer_norm_backward",
+        cases: "layer_norm_backward",
     },
     Fault {
         file: "reduce.cu",
@@ -69,7 +70,7 @@ const FAULTS: &[Fault] = &[
         to: "// publishes the upper half",
         kernel: "reduce.reduce_columns",
         keep: "Total",
-        ops: "sum",
+        cases: "sum",
     },
     Fault {
         file: "copy.cu",
@@ -77,7 +78,7 @@ const FAULTS: &[Fault] = &[
         to: "",
         kernel: "copy.transpose",
         keep: "",
-        ops: "contiguous",
+        cases: "contiguous",
     },
     Fault {
         file: "index.cu",
@@ -85,7 +86,7 @@ const FAULTS: &[Fault] = &[
         to: "exchange.",
         kernel: "index.sort_tiles",
         keep: "i32 i64",
-        ops: "embedding_backward",
+        cases: "embedding_backward",
     },
     Fault {
         file: "loss.cu",
@@ -93,7 +94,7 @@ const FAULTS: &[Fault] = &[
         to: "the round before.",
         kernel: "loss.finish_loss",
         keep: "",
-        ops: "mse_loss",
+        cases: "mse_loss",
     },
     // A barrier before memory is written again, left out.
     Fault {
@@ -102,7 +103,7 @@ const FAULTS: &[Fault] = &[
         to: "// the tiles, or the rows",
         kernel: "matmul.simt_32x32",
         keep: "",
-        ops: "matmul",
+        cases: "matmul",
     },
     // One stage too few waited for.
     Fault {
@@ -111,7 +112,7 @@ const FAULTS: &[Fault] = &[
         to: "cp_async_wait<MMA_STAGES - 1>",
         kernel: "matmul_mma.mma_64x64",
         keep: "",
-        ops: "matmul",
+        cases: "matmul",
     },
     // A factor forgotten.
     Fault {
@@ -120,7 +121,7 @@ const FAULTS: &[Fault] = &[
         to: ">= threshold ? 1.0f : 0.0f",
         kernel: "dropout.dropout",
         keep: "",
-        ops: "dropout",
+        cases: "dropout",
     },
 ];
 
@@ -153,9 +154,9 @@ fn library(fault: &Fault) -> std::path::PathBuf {
     })
 }
 
-fn selftest(device: &str, ops: &str) -> Output {
+fn selftest(device: &str, cases: &str) -> Output {
     let program = env!("CARGO_BIN_EXE_warpsmith");
-    Command::new(program).args(["selftest", "--device", device, "--filter", ops, "--quiet"]).output().unwrap()
+    Command::new(program).args(["selftest", "--device", device, "--case", cases, "--quiet"]).output().unwrap()
 }
 
 #[test]
@@ -163,7 +164,8 @@ fn every_planted_fault_makes_the_cases_fail() {
     let mut unseen = String::new();
     for fault in FAULTS {
         let library = library(fault);
-        let output = selftest(&format!("sim:random,checked,seed=1,library={}", library.display()), fault.ops);
+        let output =
+            selftest(&format!("sim:random,checked,seed=1,library={}", library.display()), fault.cases);
         if output.status.code() != Some(1) {
             let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             unseen += &format!("{}: {:?} became {:?}: {said}\n", fault.file, fault.from, fault.to);
@@ -176,6 +178,6 @@ fn every_planted_fault_makes_the_cases_fail() {
 fn without_a_fault_a_library_changes_nothing() {
     let right = Fault { from: "__syncthreads();", to: "__syncthreads();", ..FAULTS[5] };
     let output =
-        selftest(&format!("sim:random,checked,seed=1,library={}", library(&right).display()), right.ops);
+        selftest(&format!("sim:random,checked,seed=1,library={}", library(&right).display()), right.cases);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
