@@ -207,8 +207,8 @@ pub(super) fn ask(code: CUresult, doing: &str) -> Result<()> {
 /// An attribute of a device.
 pub(super) fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<u32> {
     let mut value: c_int = 0;
-    // SAFETY: initialised, the device came from the driver; writes an int.
     ask(
+        // SAFETY: initialised; the device came from the driver; writes an int into `value`.
         unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) },
         "asking for a device's attributes",
     )?;
