@@ -130,7 +130,9 @@ pub fn build(
     let mut jobs = Vec::new();
     for unit in units {
         let mut archs = unit.archs.clone();
-        archs.retain(|a| wanted.as_ref().is_none_or(|w| w.contains(&a.text().as_str())));
+        archs.retain(|a| {
+            wanted.as_ref().is_none_or(|w| w.iter().any(|w| serving(&unit.archs, w) == Some(a.text())))
+        });
         archs.retain(|a| {
             let known = nvcc.knows(a);
             if !known && !unknown.contains(&a.text()) {
@@ -212,6 +214,19 @@ fn compile(
     }
     std::fs::write(fatbin.with_extension("log"), said).map_err(|e| e.to_string())?;
     std::fs::rename(&unfinished, fatbin).map_err(|e| format!("{}: {e}", fatbin.display()))
+}
+
+/// The architecture of a file that runs on a wanted one: that itself, or the nearest below it of the same generation (code
+/// for 80 runs on 86, code for 90 on a Hopper that is asked for as 90a).
+fn serving(archs: &[Arch], wanted: &str) -> Option<String> {
+    let exact = archs.iter().find(|a| a.text() == wanted);
+    if let Some(exact) = exact {
+        return Some(exact.text());
+    }
+    let most: u32 = wanted.trim_end_matches(['a', 'f']).parse().ok()?;
+    let number = |a: &Arch| a.name.parse::<u32>().ok().filter(|_| !a.ptx);
+    let nearest = archs.iter().filter(|a| number(a).is_some_and(|n| n <= most && n / 10 == most / 10));
+    nearest.max_by_key(|a| number(a)).map(Arch::text)
 }
 
 /// What may not stand in ptxas's report; it exits with 0 all the same.

@@ -21,7 +21,13 @@ fn all_cases(order: Order, timing: Timing) {
         .failures
         .iter()
         .take(12)
-        .map(|f| format!("{}: {}\n    again: warpsmith selftest --device sim --case '{0}'", f.case, f.why))
+        .map(|f| {
+            let name = format!("{order:?}").to_lowercase();
+            format!(
+                "{}: {}\n    again: warpsmith selftest --device sim:{name},checked,seed=11 --case '{0}'",
+                f.case, f.why
+            )
+        })
         .collect();
     assert!(
         failures.is_empty(),

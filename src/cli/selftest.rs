@@ -79,32 +79,25 @@ enum CanaryArg {
     Race,
 }
 
-/// A way to open the device, and how to name it in a line that replays a failure.
+/// How to name the device (the schedule included) in a line that replays a failure, and a way to open it.
 type Opener = (String, Box<dyn FnMut() -> Result<Device>>);
 
 #[cfg(feature = "sim")]
 fn openers(args: &SelftestArgs) -> Result<Vec<Opener>> {
-    use crate::device::sim::{Order, SimOptions, Timing};
     if args.device.starts_with("sim:") {
         let name = args.device.clone();
-        return Ok(vec![(String::new(), Box::new(move || name.parse()))]);
+        return Ok(vec![(name.clone(), Box::new(move || name.parse()))]);
     }
     if args.device != "sim" {
         return opener(args);
     }
-    let all = [
-        (Order::Random, Timing::Random),
-        (Order::Forward, Timing::Earliest),
-        (Order::Reverse, Timing::Latest),
-        (Order::Pct, Timing::Latest),
-    ];
-    let count = if args.schedules == Schedules::All { all.len() } else { 1 };
-    let open = |(order, timing): (Order, Timing)| -> Opener {
-        let options =
-            SimOptions { order, timing, seed: args.seed, checked: !args.unchecked, ..SimOptions::default() };
-        (format!("{order:?}, {timing:?}"), Box::new(move || Ok(Device::sim_with(options.clone()))))
+    let count = if args.schedules == Schedules::All { 4 } else { 1 };
+    let checked = if args.unchecked { "" } else { ",checked" };
+    let open = |schedule: &str| -> Opener {
+        let name = format!("sim:{schedule}{checked},seed={}", args.seed);
+        (name.clone(), Box::new(move || name.parse()))
     };
-    Ok(all[..count].iter().copied().map(open).collect())
+    Ok(["random", "forward", "reverse", "pct"][..count].iter().map(|s| open(s)).collect())
 }
 
 #[cfg(not(feature = "sim"))]
@@ -114,7 +107,7 @@ fn openers(args: &SelftestArgs) -> Result<Vec<Opener>> {
 
 fn opener(args: &SelftestArgs) -> Result<Vec<Opener>> {
     let device = super::open_device(Some(&args.device), &Log { quiet: args.quiet })?;
-    Ok(vec![(String::new(), Box::new(move || Ok(device)))])
+    Ok(vec![(args.device.clone(), Box::new(move || Ok(device)))])
 }
 
 /// Runs the command.
@@ -124,9 +117,10 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
     }
     let log = Log { quiet: args.quiet };
     let (mut total, mut ops) = (Report::default(), 0);
-    for (schedule, mut open) in openers(&args)? {
-        if !schedule.is_empty() {
-            log.note(&format!("schedule: {schedule}"));
+    let mut replays = Vec::new();
+    for (device, mut open) in openers(&args)? {
+        if device != args.device {
+            log.note(&format!("device: {device}"));
         }
         let report = selftest::run(Options {
             device: &mut open,
@@ -144,10 +138,11 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
         total.passed += report.passed;
         total.skipped += report.skipped;
         total.unsupported += report.unsupported;
+        replays.extend(report.failures.iter().map(|f| replay(&device, args.seed, &f.case)));
         total.failures.extend(report.failures);
     }
     total.ops = ops;
-    print(&args, &total)?;
+    print(&args, &total, &replays)?;
     match total.failures.len() {
         0 => Ok(()),
         n => Err(Error::new(ErrorKind::Diverged, format!("{n} of {} cases failed", total.cases))),
@@ -212,16 +207,17 @@ fn alone(args: &SelftestArgs) -> Result<()> {
     }
 }
 
-fn replay(args: &SelftestArgs, case: &str) -> String {
-    format!("warpsmith selftest --device {} --case '{case}' --seed {}", args.device, args.seed)
+fn replay(device: &str, seed: u64, case: &str) -> String {
+    format!("warpsmith selftest --device {device} --case '{case}' --seed {seed}")
 }
 
-fn print(args: &SelftestArgs, report: &Report) -> Result<()> {
+fn print(args: &SelftestArgs, report: &Report, replays: &[String]) -> Result<()> {
     if args.json {
         let failures: Vec<_> = report
             .failures
             .iter()
-            .map(|f| json!({ "case": f.case, "why": f.why, "replay": replay(args, &f.case) }))
+            .zip(replays)
+            .map(|(f, replay)| json!({ "case": f.case, "why": f.why, "replay": replay }))
             .collect();
         return output::json_to_stdout(&json!({
             "device": args.device,
@@ -236,8 +232,8 @@ fn print(args: &SelftestArgs, report: &Report) -> Result<()> {
         }));
     }
     output::to_stdout(|o| {
-        for f in &report.failures {
-            writeln!(o, "{}: {}\n    again: {}", f.case, f.why, replay(args, &f.case))?;
+        for (f, replay) in report.failures.iter().zip(replays) {
+            writeln!(o, "{}: {}\n    again: {replay}", f.case, f.why)?;
         }
         writeln!(
             o,

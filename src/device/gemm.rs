@@ -1,7 +1,7 @@
 //! The matrix product C = f((C +) A·B + bias) on a GPU, for any strides, broadcast batches and three float types.
 //!
 //! [`plan`](plan::plan) chooses the kernel; what stands here fills in its arguments. The bits of a result depend on the plan
-//! and so on the shapes, strides, type and architecture, but not on the batch or on who else uses the card. f32 products with
+//! and so on the shapes (the number of batches too), strides, alignment, type and architecture, not on who else uses the card. f32 products with
 //! k up to 256 have the bits that the CPU gives them.
 //!
 //! Refused: f64 (no instance), dimensions from 2³² on.

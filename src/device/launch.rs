@@ -182,10 +182,10 @@ pub fn is_row_major(dims: &Dims, strides: &Strides) -> bool {
     true
 }
 
-/// A number that a kernel takes as u32. Errors if it is larger.
+/// A number that a kernel takes as u32. Errors above 2³¹ − 1, so that steps past its end do not wrap.
 pub fn narrow(what: &str, value: usize) -> Result<u32> {
-    u32::try_from(value)
-        .map_err(|_| Error::unsupported("launch", format!("{what} of {value} does not fit 32 bits")))
+    let number = u32::try_from(value).ok().filter(|n| *n <= i32::MAX as u32);
+    number.ok_or_else(|| Error::unsupported("launch", format!("{what} of {value} does not fit 31 bits")))
 }
 
 /// Rows of a contiguous matrix, for kernels that give a warp or a block to each (`kernels/core/rows.cuh`).

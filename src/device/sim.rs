@@ -55,7 +55,7 @@ pub struct SimOptions {
     pub checked: bool,
     /// Bytes of device memory.
     pub memory: u64,
-    /// The allocation (counted from 1) that fails as if memory had run out.
+    /// The allocation (counted from 1) that fails as if memory had run out, and the pool's second try with it.
     pub fail_allocation: Option<u64>,
     /// The launch (counted from 1) that fails as if the kernel had faulted.
     pub fail_launch: Option<u64>,
@@ -226,7 +226,7 @@ impl Driver for Simulator {
         let number = self.allocations.fetch_add(1, Relaxed) + 1;
         let out =
             || Error::new(ErrorKind::OutOfMemory, format!("the simulated GPU has no {bytes} bytes left"));
-        if self.options.fail_allocation == Some(number) {
+        if self.options.fail_allocation.is_some_and(|n| number == n || number == n + 1) {
             return Err(out());
         }
         let layout = layout(bytes).ok_or_else(out)?;

@@ -3,9 +3,10 @@
 //! There is one [`Stream`] a device, shared by all threads; work takes effect in the order in which it was queued. Work
 //! is asynchronous: an error of a kernel may surface at a later call. It is then printed with the ring of the last
 //! launches, the device counts as poisoned, and every later call gives the same cause. Out-of-range indices, which only
-//! a kernel can find, are no fault of the device: they are raised once, at the next synchronisation, as the error that
-//! the CPU gives.
+//! a kernel can find, are no fault of the device: they are raised once, at the next synchronisation (in whatever thread
+//! that is, so that nobody reads what such a kernel left unwritten unwarned), as the error that the CPU gives.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt::Write;
 use std::panic::Location;
@@ -41,7 +42,11 @@ pub struct Stream {
 #[derive(Default)]
 struct Ring {
     entries: VecDeque<Entry>,
-    context: Context,
+}
+
+thread_local! {
+    /// On whose behalf this thread launches.
+    static CONTEXT: Cell<Context> = const { Cell::new(Context { op: "", shapes: [None; 3], caller: None }) };
 }
 
 struct Entry {
@@ -187,7 +192,7 @@ impl Stream {
     ) {
         let mut context = Context { op, caller: Some(caller), ..Context::default() };
         context.shapes.iter_mut().zip(shapes).for_each(|(to, s)| *to = Some(s));
-        self.ring().context = context;
+        CONTEXT.set(context);
     }
 
     /// Queues a kernel. Only the generated launches call this.
@@ -203,7 +208,7 @@ impl Stream {
     ) -> Result<()> {
         self.alive()?;
         let mut ring = self.ring();
-        let context = ring.context;
+        let context = CONTEXT.get();
         if ring.entries.len() == RING {
             ring.entries.pop_front();
         }
