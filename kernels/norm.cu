@@ -106,6 +106,18 @@ KERNEL(norm_block, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), in
     }
 }
 
+// A piece of x and one of g = dy · weight.
+template <class T, u32 V>
+WS_FN void load_both(f32 (&v)[V], f32 (&g)[V], const T* x, const T* dy, const T* weight, u32 first, u32 n, bool vector) {
+    load_piece<T>(v, x, first, n, vector, 0.0f);
+    load_piece<T>(g, dy, first, n, vector, 0.0f);
+    if (!weight) return;
+    f32 w[V];
+    load_piece<T>(w, weight, first, n, vector, 0.0f);
+#pragma unroll
+    for (u32 j = 0; j < V; ++j) g[j] = g[j] * w[j];
+}
+
 // dx, one block of 128 threads a row: with g = dy · weight and x̂ = (x - mean) · rstd,
 // dx = rstd · (g - c1 - x̂ · c2), c1 = (Σ g - dmean / rstd) / n (RMS norm: 0), c2 = (Σ g x̂ + drstd · rstd) / n.
 // x, dy and weight are read twice, the second time from L1 or L2.
@@ -116,30 +128,22 @@ KERNEL(norm_backward, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm),
     constexpr u32 V = vec_width<T>(), STEP = 128 * V;
     const u64 row = blockIdx.x, start = row * n;
     const f32 m = F::CENTRED ? mean[row] : 0.0f, r = rstd[row], over = 1.0f / f32(n);
-    f32 v[V], g[V], w[V], s1 = 0.0f, s2 = 0.0f;
+    f32 v[V], g[V], s1 = 0.0f, s2 = 0.0f;
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
-        load_piece<T>(v, x + start, first, n, vector, 0.0f);
-        load_piece<T>(g, dy + start, first, n, vector, 0.0f);
-        if (weight) load_piece<T>(w, weight, first, n, vector, 0.0f);
+        load_both<T>(v, g, x + start, dy + start, weight, first, n, vector);
 #pragma unroll
         for (u32 j = 0; j < V; ++j) {
-            const f32 t = weight ? g[j] * w[j] : g[j];
-            s1 += t;
-            s2 += t * ((v[j] - m) * r);
+            s1 += g[j];
+            s2 += g[j] * ((v[j] - m) * r);
         }
     }
     f32 c1 = 0.0f;
     if (F::CENTRED) c1 = (block_sum<128>(s1) - (dmean ? dmean[row] : 0.0f) / r) * over;
     const f32 c2 = (block_sum<128>(s2) + (drstd ? drstd[row] : 0.0f) * r) * over;
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
-        load_piece<T>(v, x + start, first, n, vector, 0.0f);
-        load_piece<T>(g, dy + start, first, n, vector, 0.0f);
-        if (weight) load_piece<T>(w, weight, first, n, vector, 0.0f);
+        load_both<T>(v, g, x + start, dy + start, weight, first, n, vector);
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) {
-            const f32 t = weight ? g[j] * w[j] : g[j];
-            v[j] = r * (t - c1 - (v[j] - m) * r * c2);
-        }
+        for (u32 j = 0; j < V; ++j) v[j] = r * (g[j] - c1 - (v[j] - m) * r * c2);
         store_piece<T>(dx + start, v, first, n, vector, add);
     }
 }
