@@ -220,7 +220,7 @@ impl Stream {
     }
 
     /// Memory of `bytes` bytes for `what`, of arbitrary content.
-    pub(crate) fn take(&'static self, bytes: usize, what: &'static str) -> Result<Memory> {
+    pub(crate) fn take(&self, bytes: usize, what: &'static str) -> Result<Memory<'_>> {
         self.alive()?;
         Ok(Memory { piece: Some(self.explain(self.pool.take(bytes, what))?), stream: self })
     }
@@ -228,12 +228,10 @@ impl Stream {
     /// Scratch memory for `len` elements, which goes back to the pool when dropped: whatever was queued before that
     /// still finds it.
     pub fn temp(&self, dtype: DType, len: usize) -> Result<Temp<'_>> {
-        self.alive()?;
         let bytes = len
             .checked_mul(dtype.size())
             .ok_or_else(|| Error::unsupported("temp", format!("{len} elements of {dtype}")))?;
-        let piece = self.explain(self.pool.take(bytes, "scratch"))?;
-        Ok(Temp { stream: self, piece: Some(piece), dtype, len: len as u64 })
+        Ok(Temp { memory: self.take(bytes, "scratch")?, dtype, len: len as u64 })
     }
 
     /// Copies host bytes to device memory.
@@ -390,14 +388,14 @@ impl Packed<'_> {
 
 /// A piece of a device's memory; goes back to the pool when dropped.
 #[derive(Debug)]
-pub(crate) struct Memory {
-    stream: &'static Stream,
+pub(crate) struct Memory<'a> {
+    stream: &'a Stream,
     piece: Option<Piece>,
 }
 
-impl Memory {
+impl<'a> Memory<'a> {
     /// The device it is on.
-    pub fn stream(&self) -> &'static Stream {
+    pub fn stream(&self) -> &'a Stream {
         self.stream
     }
 
@@ -412,7 +410,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for Memory<'_> {
     fn drop(&mut self) {
         if let Some(piece) = self.piece.take() {
             self.stream.pool.give(piece);
@@ -422,33 +420,20 @@ impl Drop for Memory {
 
 /// Scratch memory of an op's body.
 pub struct Temp<'a> {
-    stream: &'a Stream,
-    piece: Option<Piece>,
+    memory: Memory<'a>,
     dtype: DType,
     len: u64,
 }
 
 impl Temp<'_> {
-    fn address(&self) -> u64 {
-        self.piece.as_ref().map_or(0, |p| p.address)
-    }
-
     /// To be read.
     pub fn src(&self) -> Src<'_> {
-        Src::new(self.address(), self.len, self.dtype)
+        Src::new(self.memory.address(), self.len, self.dtype)
     }
 
     /// To be written.
     pub fn dst(&mut self) -> Dst<'_> {
-        Dst::new(self.address(), self.len, self.dtype)
-    }
-}
-
-impl Drop for Temp<'_> {
-    fn drop(&mut self) {
-        if let Some(piece) = self.piece.take() {
-            self.stream.pool.give(piece);
-        }
+        Dst::new(self.memory.address(), self.len, self.dtype)
     }
 }
 

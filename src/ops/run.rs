@@ -123,7 +123,7 @@ fn body(
 /// Memory for an output, before it is a tensor: nobody else can borrow it yet.
 enum Fresh {
     Host(Block),
-    Device(Memory),
+    Device(Memory<'static>),
 }
 
 impl Fresh {

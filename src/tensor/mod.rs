@@ -83,7 +83,7 @@ impl Tensor {
     }
 
     /// Takes over device memory that holds the elements of `meta` in row-major order.
-    pub(crate) fn from_memory(memory: Memory, meta: Meta) -> Tensor {
+    pub(crate) fn from_memory(memory: Memory<'static>, meta: Meta) -> Tensor {
         let storage = Arc::new(Storage::on_device(memory, Vec::new()));
         Tensor::from_parts(storage, Layout::contiguous(meta.shape), meta, Edge::None)
     }

@@ -35,7 +35,7 @@ enum Keep {
     Host {
         _block: Block,
     },
-    Device(Memory),
+    Device(Memory<'static>),
 }
 
 #[derive(Default)]
@@ -98,7 +98,7 @@ impl Storage {
     }
 
     /// Takes over device memory; `cuts` as for [`Storage::segmented`].
-    pub(crate) fn on_device(memory: Memory, cuts: Vec<usize>) -> Storage {
+    pub(crate) fn on_device(memory: Memory<'static>, cuts: Vec<usize>) -> Storage {
         let bytes = memory.bytes();
         let (base, keep) = (std::ptr::null_mut(), Keep::Device(memory));
         Storage { base, keep, bytes, cuts: cuts.into(), state: Mutex::default() }

@@ -98,7 +98,7 @@ fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     bytes.chunks_exact(dtype.size()).map(one).collect()
 }
 
-fn upload(stream: &'static Stream, dtype: DType, values: &[f64]) -> Memory {
+fn upload(stream: &'static Stream, dtype: DType, values: &[f64]) -> Memory<'static> {
     let bytes: Vec<u8> = values.iter().flat_map(|&v| encode(dtype, v)).collect();
     let memory = stream.take(bytes.len().max(16), "a test").unwrap();
     stream.upload(memory.address(), &bytes).unwrap();
@@ -107,7 +107,7 @@ fn upload(stream: &'static Stream, dtype: DType, values: &[f64]) -> Memory {
 
 /// A batch of matrices in device memory, NaN between the elements, and the values, [batch, rows, k].
 struct Side {
-    memory: Memory,
+    memory: Memory<'static>,
     len: usize,
     strides: (usize, usize),
     batch: Vec<usize>,
