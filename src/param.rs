@@ -38,6 +38,7 @@ struct Inner {
     /// Registered parameters, until the first use seals the arena.
     open: Mutex<Open>,
     sealed: OnceLock<Result<Sealed, (ErrorKind, String)>>,
+    buffers: Mutex<Vec<Buffer>>,
     step: StepBlock,
 }
 
@@ -67,7 +68,7 @@ struct Sealed {
     values: Tensor,
     views: Vec<(Tensor, Tensor)>,
     grads: OnceLock<Tensor>,
-    buffers: Mutex<BTreeMap<String, Tensor>>,
+    states: Mutex<BTreeMap<String, Tensor>>,
 }
 
 /// A parameter of an arena: an id. `get` makes the tensor.
@@ -77,6 +78,32 @@ pub struct Param {
     id: usize,
 }
 
+/// A tensor of a model's state that is no parameter, such as a running mean: see [`Arena::register_buffer`]. No gradient
+/// flows to it and no optimiser touches it; layers overwrite it in place. Cheap to clone; clones are the same memory.
+#[derive(Clone)]
+pub struct Buffer {
+    name: Arc<str>,
+    tensor: Tensor,
+}
+
+impl Buffer {
+    /// Its name, such as `1.running_mean`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its memory.
+    pub fn get(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Overwrites it by `values`, of its shape.
+    #[track_caller]
+    pub fn set(&self, values: &Tensor) -> Result<()> {
+        copy_into(&self.tensor, values).map_err(|e| e.context(&*self.name))
+    }
+}
+
 impl Arena {
     /// An arena without parameters. `dtype` must be a floating-point type.
     pub fn new(dtype: DType, device: Device) -> Result<Arena> {
@@ -84,7 +111,8 @@ impl Arena {
             return Err(Error::dtype("arena", format!("parameters must be floating point, not {dtype}")));
         }
         let (open, sealed, step) = (Mutex::default(), OnceLock::new(), StepBlock::new(device)?);
-        Ok(Arena(Arc::new(Inner { id: unique(), device, dtype, open, sealed, step })))
+        let buffers = Mutex::default();
+        Ok(Arena(Arc::new(Inner { id: unique(), device, dtype, open, sealed, buffers, step })))
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -110,8 +138,8 @@ impl Arena {
             let message = format!("parameter {name:?} registered after the arena's first use");
             return Err(Error::argument(message).with_help("build all layers before the first forward pass"));
         }
-        if open.by_name.contains_key(&name) {
-            return Err(Error::argument(format!("two parameters named {name:?}")));
+        if open.by_name.contains_key(&name) || self.buffers().iter().any(|buffer| buffer.name() == name) {
+            return Err(Error::argument(format!("two parameters or buffers named {name:?}")));
         }
         let id = open.specs.len();
         open.by_name.insert(name.clone(), id);
@@ -156,8 +184,8 @@ impl Arena {
             (constant.with_edge(Edge::Leaf(Leaf::new(Some((self.0.id, id))))), constant)
         };
         let views = open.specs.iter().enumerate().map(view).collect();
-        let (grads, buffers) = (OnceLock::new(), Mutex::default());
-        Ok(Sealed { specs: open.specs, by_name: open.by_name, values, views, grads, buffers })
+        let (grads, states) = (OnceLock::new(), Mutex::default());
+        Ok(Sealed { specs: open.specs, by_name: open.by_name, values, views, grads, states })
     }
 
     fn flat_meta(&self, elements: usize, dtype: DType) -> Meta {
@@ -222,26 +250,59 @@ impl Arena {
         Ok(sealed.grads.get_or_init(|| grads).clone())
     }
 
-    /// A flat buffer beside the values, such as an optimiser's moments: made as zeros on first use, found by name later.
-    pub fn buffer(&self, name: &str, dtype: DType) -> Result<Tensor> {
+    /// A flat tensor beside the values, such as an optimiser's moments: made as zeros on first use, found by name later.
+    pub fn state(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let sealed = self.sealed()?;
-        let mut buffers = sealed.buffers.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(buffer) = buffers.get(name) {
-            if buffer.dtype() != dtype {
-                let message = format!("arena buffer {name:?} is {}, asked for as {dtype}", buffer.dtype());
-                return Err(Error::dtype("buffer", message));
+        let mut states = sealed.states.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(state) = states.get(name) {
+            if state.dtype() != dtype {
+                let message = format!("arena state {name:?} is {}, asked for as {dtype}", state.dtype());
+                return Err(Error::dtype("state", message));
             }
-            return Ok(buffer.clone());
+            return Ok(state.clone());
         }
-        let buffer = Tensor::zeros(sealed.values.shape(), dtype, self.0.device)?;
-        buffers.insert(name.to_owned(), buffer.clone());
+        let state = Tensor::zeros(sealed.values.shape(), dtype, self.0.device)?;
+        states.insert(name.to_owned(), state.clone());
+        Ok(state)
+    }
+
+    /// The names and contents of all flat state that exists, sorted by name.
+    pub fn states(&self) -> Result<Vec<(String, Tensor)>> {
+        let states = self.sealed()?.states.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(states.iter().map(|(name, t)| (name.clone(), t.clone())).collect())
+    }
+
+    /// Registers a buffer (PyTorch's word): a tensor that belongs to the model and is saved with it but is no parameter,
+    /// such as a running mean. All its elements are `value` at first.
+    ///
+    /// Errors if a buffer or a parameter has the name, or the arena is in use already.
+    pub fn register_buffer(
+        &self,
+        name: impl Into<String>,
+        shape: impl IntoShape,
+        dtype: DType,
+        value: f64,
+    ) -> Result<Buffer> {
+        let name = name.into();
+        let tensor = Tensor::full(shape, value, dtype, self.0.device)?;
+        let open = self.open();
+        if open.closed {
+            let message = format!("buffer {name:?} registered after the arena's first use");
+            return Err(Error::argument(message).with_help("build all layers before the first forward pass"));
+        }
+        let taken = open.by_name.contains_key(&name);
+        let mut buffers = self.0.buffers.lock().unwrap_or_else(|e| e.into_inner());
+        if taken || buffers.iter().any(|buffer| *buffer.name == *name) {
+            return Err(Error::argument(format!("two buffers or parameters named {name:?}")));
+        }
+        let buffer = Buffer { name: name.into(), tensor };
+        buffers.push(buffer.clone());
         Ok(buffer)
     }
 
-    /// The names and contents of all buffers that exist, sorted by name.
-    pub fn buffers(&self) -> Result<Vec<(String, Tensor)>> {
-        let buffers = self.sealed()?.buffers.lock().unwrap_or_else(|e| e.into_inner());
-        Ok(buffers.iter().map(|(name, t)| (name.clone(), t.clone())).collect())
+    /// All registered buffers, in the order of registration.
+    pub fn buffers(&self) -> Vec<Buffer> {
+        self.0.buffers.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// The parameter group of every block of [`ALIGN`] elements, [`FROZEN`] where its parameter is frozen.

@@ -74,8 +74,8 @@ fn trained<R: Rule>(
         optimizer.step()?;
     }
     let mut all = vec![("norms".to_owned(), norms), ("values".to_owned(), arena.values()?.to_f64_vec()?)];
-    for (name, buffer) in arena.buffers()? {
-        all.push((name, buffer.to_f64_vec()?));
+    for (name, state) in arena.states()? {
+        all.push((name, state.to_f64_vec()?));
     }
     all.push(("floats".to_owned(), arena.step_block().floats().to_f64_vec()?));
     all.push(("steps".to_owned(), vec![arena.step_block().steps()? as f64]));

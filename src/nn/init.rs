@@ -8,9 +8,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::param::Buffer;
 use crate::random::Philox;
 use crate::shape::IntoShape;
-use crate::{Arena, Error, Param, Result, Shape};
+use crate::{Arena, DType, Error, Param, Result, Shape};
 
 /// Streams below this number belong to dropout and data; initialisation takes those from it on.
 const STREAM: u64 = 1 << 63;
@@ -208,5 +209,10 @@ impl Scope {
         let shape = shape.into_shape()?;
         let values = init.draw(&shape, self.seed, self.drawn.fetch_add(1, Relaxed))?;
         self.arena.register(format!("{}{name}", self.prefix), shape, &values)
+    }
+
+    /// Registers a buffer, all `value` at first; see [`Arena::register_buffer`].
+    pub fn buffer(&self, name: &str, shape: impl IntoShape, dtype: DType, value: f64) -> Result<Buffer> {
+        self.arena.register_buffer(format!("{}{name}", self.prefix), shape, dtype, value)
     }
 }

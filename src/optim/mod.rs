@@ -66,7 +66,7 @@ impl<R: Rule> Optimizer<R> {
         let table = Tensor::from_slice(&groups, groups.len(), arena.device())?;
         // Moments of 16-bit parameters are kept in f32.
         let dtype = if arena.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let state = rule.state().iter().map(|name| arena.buffer(name, dtype)).collect::<Result<Vec<_>>>()?;
+        let state = rule.state().iter().map(|name| arena.state(name, dtype)).collect::<Result<Vec<_>>>()?;
         let block = arena.step_block();
         for group in 0..crate::param::MAX_GROUPS {
             block.set(StepBlock::LR + group, lr)?;

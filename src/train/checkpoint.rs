@@ -128,13 +128,13 @@ pub struct Checkpoint<'a> {
     pub log: &'a str,
 }
 
-/// Per-parameter slices of the arena's flat buffers, as `BUFFER.PARAMETER`.
-fn buffer_slices(arena: &Arena) -> Result<Vec<(String, Tensor)>> {
+/// Per-parameter slices of the arena's flat state, as `STATE.PARAMETER`.
+fn state_slices(arena: &Arena) -> Result<Vec<(String, Tensor)>> {
     let mut slices = Vec::new();
-    for (buffer, flat) in arena.buffers()? {
+    for (state, flat) in arena.states()? {
         for param in arena.params()? {
             let slice = flat.narrow(0, param.offset(), param.shape().numel())?.reshape(param.shape())?;
-            slices.push((format!("{buffer}.{}", param.name()), slice));
+            slices.push((format!("{state}.{}", param.name()), slice));
         }
     }
     Ok(slices)
@@ -148,7 +148,7 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
     let file = text("model.toml", toml::to_string(checkpoint.file))?;
     let progress = text("progress.toml", toml::to_string(checkpoint.progress))?;
     let last = checkpoint.model.state()?;
-    let moments = buffer_slices(checkpoint.model.arena())?
+    let moments = state_slices(checkpoint.model.arena())?
         .into_iter()
         .map(|(name, t)| Ok((name, to_host(&t)?)))
         .collect::<Result<Vec<_>>>()?;
@@ -265,7 +265,7 @@ pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(Stri
     load_into(model, &folder.safetensors(LAST_WEIGHTS)?, &folder.path().join(LAST_WEIGHTS))?;
     let path = folder.path().join(OPTIMIZER);
     let moments = folder.safetensors(OPTIMIZER)?;
-    let slices = buffer_slices(model.arena())?;
+    let slices = state_slices(model.arena())?;
     if moments.names().len() != slices.len() {
         let message =
             format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
