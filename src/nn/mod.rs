@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod containers;
 mod init;
 mod layers;
 
@@ -12,6 +13,7 @@ use crate::param::StepBlock;
 use crate::{Param, Result, Tensor, ops};
 
 pub use crate::cpu::activation::Activation;
+pub use containers::{Flatten, Residual, Sequential};
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
 
@@ -77,33 +79,14 @@ pub trait Module: Send + Sync {
     fn params(&self) -> Vec<Param>;
 }
 
-/// Modules one after the other.
-#[derive(Default)]
-pub struct Sequential {
-    modules: Vec<Box<dyn Module>>,
-}
-
-impl Sequential {
-    /// An empty sequence: the identity.
-    pub fn new() -> Sequential {
-        Sequential::default()
-    }
-
-    /// Appends a module.
-    pub fn push(mut self, module: impl Module + 'static) -> Sequential {
-        self.modules.push(Box::new(module));
-        self
-    }
-}
-
-impl Module for Sequential {
+impl<M: Module + ?Sized> Module for Box<M> {
     #[track_caller]
     fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        self.modules.iter().try_fold(x.clone(), |x, module| module.forward(cx, &x))
+        (**self).forward(cx, x)
     }
 
     fn params(&self) -> Vec<Param> {
-        self.modules.iter().flat_map(|m| m.params()).collect()
+        (**self).params()
     }
 }
 
