@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod containers;
+mod conv;
 mod init;
 mod layers;
 
@@ -14,6 +15,7 @@ use crate::{Param, Result, Tensor, ops};
 
 pub use crate::cpu::activation::Activation;
 pub use containers::{Flatten, Residual, Sequential};
+pub use conv::{Conv1d, Conv2d, ConvOptions, ConvTranspose2d};
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
 

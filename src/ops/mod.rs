@@ -9,6 +9,7 @@
 
 mod binary;
 pub mod cases;
+mod conv;
 mod copy;
 mod dropout;
 mod extremum;
@@ -36,6 +37,7 @@ use crate::{Error, Result};
 
 pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
+pub use conv::{Conv, ConvInputBackward, ConvWeightBackward, Convolution};
 pub use copy::{Cast, Contiguous};
 pub use dropout::Dropout;
 pub use extremum::*;
@@ -128,6 +130,7 @@ pub trait Visitor {
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
     binary::visit(visitor);
+    conv::visit(visitor);
     copy::visit(visitor);
     dropout::visit(visitor);
     select::visit(visitor);

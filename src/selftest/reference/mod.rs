@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod conv;
 pub mod copy;
 pub mod dd;
 pub mod index;
@@ -64,6 +65,7 @@ pub enum Specials {
 /// The outputs that `op` must have for `inputs`, or `None` if nobody has written its reference.
 pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     let families = [
+        conv::expected,
         copy::expected,
         index::expected,
         reduce::expected,
