@@ -17,6 +17,7 @@
 
 mod epilogue;
 mod pack;
+mod packed;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use crate::cpu::simd::{Isa, MatMut, Panel, TileShape, tile};
 use crate::dtype::{Element, Float, Real};
 pub use epilogue::Epilogue;
 use pack::Buffers;
+pub use packed::PackedFactor;
 
 /// Steps of k in one chain of sums; part of what decides the bits of a result, so not to be tuned per shape.
 pub const RUN: usize = 256;

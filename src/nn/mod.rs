@@ -7,8 +7,10 @@
 
 mod containers;
 mod conv;
+mod cells;
 mod init;
 mod layers;
+mod recurrent;
 
 use crate::param::StepBlock;
 use crate::{Param, Result, Tensor, ops};
@@ -16,8 +18,10 @@ use crate::{Param, Result, Tensor, ops};
 pub use crate::cpu::activation::Activation;
 pub use containers::{Flatten, Residual, Sequential};
 pub use conv::{Conv1d, Conv2d, ConvOptions, ConvTranspose2d};
+pub use cells::{GRUCell, LSTMCell, RNNCell};
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
+pub use recurrent::{GRU, LSTM, RNN, RecurrentOptions};
 
 /// What a forward pass needs to know besides its input.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ pub mod loss;
 mod matmul;
 mod moments;
 mod norm;
+mod recurrent;
 mod reduce;
 mod run;
 mod select;
@@ -48,6 +49,7 @@ pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss}
 pub use matmul::MatMul;
 pub use moments::*;
 pub use norm::*;
+pub use recurrent::*;
 pub use reduce::*;
 pub use run::{run, run_into, run1};
 pub use select::Where;
@@ -140,6 +142,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     linear::visit(visitor);
     matmul::visit(visitor);
     loss::visit(visitor);
+    recurrent::visit(visitor);
     reduce::visit(visitor);
     extremum::visit(visitor);
     moments::visit(visitor);
