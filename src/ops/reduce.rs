@@ -167,6 +167,19 @@ pub(super) fn wide<'a>(view: &View<'a>, copy: &'a mut Option<Block>) -> Result<V
     })
 }
 
+/// The elements of `view` in row-major order as `A`, put into `copy` where they do not lie so already.
+pub(super) fn packed<'a, A: Element>(view: &View<'a>, copy: &'a mut Option<Block>) -> Result<&'a [A]> {
+    if view.dtype() == A::DTYPE
+        && let Some(slice) = view.slice()
+    {
+        return Ok(slice);
+    }
+    let block = copy.insert(Block::new(view.numel() * size_of::<A>())?);
+    let to = Layout::contiguous(view.shape());
+    dispatch!(view.dtype(), S => move_elements(view.data::<S>(), view.layout(), block.typed_mut::<A>(), &to, false));
+    Ok(block.typed())
+}
+
 /// The type that elements of `dtype` are computed in.
 pub(super) fn wide_dtype(dtype: DType) -> DType {
     match dtype {
