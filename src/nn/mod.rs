@@ -11,6 +11,8 @@ mod cells;
 mod init;
 mod layers;
 mod recurrent;
+mod norm;
+mod pool;
 
 use crate::param::StepBlock;
 use crate::{Param, Result, Tensor, ops};
@@ -22,6 +24,8 @@ pub use cells::{GRUCell, LSTMCell, RNNCell};
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
 pub use recurrent::{GRU, LSTM, RNN, RecurrentOptions};
+pub use norm::{BatchNorm1d, BatchNorm2d, BatchNormOptions, GroupNorm};
+pub use pool::{AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, Upsample};
 
 /// What a forward pass needs to know besides its input.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch_norm;
 mod binary;
 pub mod cases;
 mod conv;
@@ -14,7 +15,9 @@ mod copy;
 mod dropout;
 mod extremum;
 mod gpu;
+mod group_norm;
 mod index;
+mod interpolate;
 mod join;
 mod linear;
 pub mod loss;
@@ -37,13 +40,16 @@ use crate::device::Stream;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{Error, Result};
 
+pub use batch_norm::{BatchNorm, BatchNormBackward, BatchNormEval, RunningStats, update_running_stats};
 pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
 pub use conv::{Conv, ConvInputBackward, ConvWeightBackward, Convolution};
 pub use copy::{Cast, Contiguous};
 pub use dropout::Dropout;
 pub use extremum::*;
+pub use group_norm::{GroupNorm, GroupNormBackward};
 pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
+pub use interpolate::{Interpolate, InterpolateBackward, Interpolation, Resize};
 pub use join::{Cat, Pad};
 pub use linear::Linear;
 pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
@@ -52,6 +58,10 @@ pub use moments::*;
 pub use norm::*;
 pub use recurrent::*;
 pub use pool::*;
+pub use pool::{
+    AdaptiveAvgPool2d, AdaptiveAvgPool2dBackward, AvgPool2d, AvgPool2dBackward, MaxPool2d, MaxPool2dBackward,
+    Window,
+};
 pub use reduce::*;
 pub use run::{run, run_into, run1};
 pub use select::Where;
@@ -139,8 +149,11 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     dropout::visit(visitor);
     select::visit(visitor);
     norm::visit(visitor);
+    batch_norm::visit(visitor);
+    group_norm::visit(visitor);
     pool::visit(visitor);
     index::visit(visitor);
+    interpolate::visit(visitor);
     join::visit(visitor);
     linear::visit(visitor);
     matmul::visit(visitor);

@@ -71,8 +71,10 @@ impl<const N: usize> Window<N> {
         let (kernel, stride, padding) = (self.kernel[d], self.stride[d], self.padding[d]);
         let dilation = self.dilation[d];
         if kernel == 0 || stride == 0 || dilation == 0 {
-            return Err(Error::argument(format!("kernel, stride and dilation of {self:?} must be at least 1"))
-                .with_op(op));
+            return Err(Error::argument(format!(
+                "kernel, stride and dilation of {self:?} must be at least 1"
+            ))
+            .with_op(op));
         }
         // So that no product below overflows.
         if [kernel, stride, padding, dilation, size].iter().any(|&v| v > i32::MAX as usize) {
@@ -109,7 +111,13 @@ impl<const N: usize> Window<N> {
 impl Window<1> {
     /// The same over images of height 1.
     fn flat(self) -> Window<2> {
-        let Window { kernel: [kernel], stride: [stride], padding: [padding], dilation: [dilation], ceil_mode } = self;
+        let Window {
+            kernel: [kernel],
+            stride: [stride],
+            padding: [padding],
+            dilation: [dilation],
+            ceil_mode,
+        } = self;
         Window {
             kernel: [1, kernel],
             stride: [1, stride],

@@ -197,10 +197,8 @@ impl Op for AvgPool2d {
     }
 
     fn cases() -> Cases<Self> {
-        let list = windows().map(|(shape, pool)| Case {
-            op: pool,
-            inputs: vec![Arg::new(&shape, Values::Normal(1.0))],
-        });
+        let list = windows()
+            .map(|(shape, pool)| Case { op: pool, inputs: vec![Arg::new(&shape, Values::Normal(1.0))] });
         Cases { dtypes: &DType::FLOATS, tolerance: Tolerance::Sum(20.0, WHY), list: list.collect() }
     }
 }

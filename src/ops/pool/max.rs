@@ -160,9 +160,11 @@ fn row_of_squares<A: Real>(x: &[A], width: usize, o: usize, y: &mut [A], index: 
         for i in 0..LANES {
             let place = first + 2 * i as i32;
             let (mut best, mut chosen) = (top[2 * i], place);
-            for (v, place) in
-                [(top[2 * i + 1], place + 1), (bottom[2 * i], place + width), (bottom[2 * i + 1], place + width + 1)]
-            {
+            for (v, place) in [
+                (top[2 * i + 1], place + 1),
+                (bottom[2 * i], place + width),
+                (bottom[2 * i + 1], place + width + 1),
+            ] {
                 // As PyTorch chooses: a NaN replaces everything.
                 let better = (v > best) | v.is_nan();
                 best = if better { v } else { best };
@@ -340,11 +342,7 @@ fn backward<A: Real>(
 
 /// The backward of windows of 2 by 2 side by side: each element asks whether it was chosen.
 #[inline(always)]
-fn plane_of_squares<A: Real>(
-    dx: &mut [A],
-    size: [usize; 2],
-    (dy, index, out): (&[A], &[i32], [usize; 2]),
-) {
+fn plane_of_squares<A: Real>(dx: &mut [A], size: [usize; 2], (dy, index, out): (&[A], &[i32], [usize; 2])) {
     let (width, n) = (size[1], out[1]);
     for o in 0..out[0] {
         let (dy, index) = (&dy[o * n..][..n], &index[o * n..][..n]);
