@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod batch_norm;
 pub mod binary;
 pub mod conv;
 pub mod copy;
@@ -14,6 +15,7 @@ pub mod large;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
+pub mod pool;
 pub mod reduce;
 pub mod round;
 pub mod softmax;
@@ -73,6 +75,8 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         loss::expected,
         matmul::expected,
         norm::expected,
+        batch_norm::expected,
+        pool::expected,
         unary::expected,
         binary::expected,
     ];
@@ -88,6 +92,7 @@ pub fn specials(op: &dyn Any) -> Option<Specials> {
         softmax::specials,
         loss::specials,
         matmul::specials,
+        pool::specials,
         unary::specials,
         binary::specials,
     ];
