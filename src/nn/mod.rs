@@ -5,27 +5,27 @@
 
 #![forbid(unsafe_code)]
 
+mod cells;
 mod containers;
 mod conv;
-mod cells;
 mod init;
 mod layers;
-mod recurrent;
 mod norm;
 mod pool;
+mod recurrent;
 
 use crate::param::StepBlock;
 use crate::{Param, Result, Tensor, ops};
 
 pub use crate::cpu::activation::Activation;
+pub use cells::{GRUCell, LSTMCell, RNNCell};
 pub use containers::{Flatten, Residual, Sequential};
 pub use conv::{Conv1d, Conv2d, ConvOptions, ConvTranspose2d};
-pub use cells::{GRUCell, LSTMCell, RNNCell};
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
-pub use recurrent::{GRU, LSTM, RNN, RecurrentOptions};
 pub use norm::{BatchNorm1d, BatchNorm2d, BatchNormOptions, GroupNorm};
 pub use pool::{AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, Upsample};
+pub use recurrent::{GRU, LSTM, RNN, RecurrentOptions};
 
 /// What a forward pass needs to know besides its input.
 #[derive(Clone, Debug)]

@@ -24,8 +24,8 @@ pub mod loss;
 mod matmul;
 mod moments;
 mod norm;
-mod recurrent;
 mod pool;
+mod recurrent;
 mod reduce;
 mod run;
 mod select;
@@ -56,12 +56,11 @@ pub use loss::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss}
 pub use matmul::MatMul;
 pub use moments::*;
 pub use norm::*;
-pub use recurrent::*;
-pub use pool::*;
 pub use pool::{
     AdaptiveAvgPool2d, AdaptiveAvgPool2dBackward, AvgPool2d, AvgPool2dBackward, MaxPool2d, MaxPool2dBackward,
     Window,
 };
+pub use recurrent::*;
 pub use reduce::*;
 pub use run::{run, run_into, run1};
 pub use select::Where;
