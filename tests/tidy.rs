@@ -37,12 +37,12 @@ fn code(path: &Path) -> String {
 fn level(module: &str) -> Option<u32> {
     Some(match module {
         "error" | "dtype" | "shape" | "random" => 0,
-        "cpu" | "device" => 1,
+        "cpu" | "device" | "io" => 1,
         "tensor" => 2,
         "param" => 3,
         "ops" => 4,
         "autograd" => 5,
-        "nn" | "optim" | "dist" | "data" | "io" => 6,
+        "nn" | "optim" | "dist" | "data" => 6,
         "train" => 7,
         "bench" | "selftest" => 8,
         "cli" => 9,

@@ -5,8 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::{DIGITS_TARGET, Matched, Schema, Table, TargetUse, digits};
-use crate::dtype::Element;
-use crate::io::{HostTensor, npy};
+use crate::io::npy;
 use crate::{Error, Result};
 
 /// The name of the target that comes in a `Y.npy`.
@@ -90,30 +89,10 @@ impl Source {
     }
 }
 
-/// Row-major values as f64: every dtype we read fits, but integers beyond 2⁵³, which lose their last bits.
-fn values(tensor: &HostTensor<'_>) -> Result<Vec<f64>> {
-    crate::dispatch!(tensor.dtype(), T => Ok(tensor.to_vec::<T>()?.into_iter().map(Element::to_f64).collect()))
-}
-
 fn read_npy(x: &Path, y: Option<&Path>, target: &str) -> Result<Table> {
-    let matrix = npy::read(x)?;
-    let [rows, rest @ ..] = matrix.shape() else {
-        return Err(Error::data(x, "expected a matrix [rows, columns], found a single number"));
-    };
-    if rest.is_empty() {
-        let message = format!("expected a matrix [rows, columns], found a vector of {rows} values");
-        return Err(Error::data(x, message));
-    }
-    // Images and the like: one row each, their pixels in C order.
-    let table = Table::from_matrix(x, &values(&matrix)?, *rows, rest.iter().product())?;
+    let table = Table::from_array(x, &npy::read(x)?)?;
     let Some(y) = y else { return Ok(table) };
-    let vector = npy::read(y)?;
-    if !matches!(vector.shape(), [_] | [_, 1]) {
-        let message =
-            format!("expected one target a row, [rows] or [rows, 1], found the shape {:?}", vector.shape());
-        return Err(Error::data(y, message));
-    }
-    table.with_numbers(y, target, &values(&vector)?)
+    table.with_array(y, target, &npy::read(y)?)
 }
 
 #[cfg(test)]

@@ -133,6 +133,13 @@ impl Dataset {
     }
 }
 
+impl Dataset {
+    /// The shape of one example's inputs: [`Preparation::shape`].
+    pub fn shape(&self) -> Vec<usize> {
+        self.preparation.shape()
+    }
+}
+
 fn cut(
     table: &Table,
     target: usize,

@@ -18,7 +18,8 @@ const SIDE: usize = 8;
 /// The name of the digits' target column.
 pub const DIGITS_TARGET: &str = "digit";
 
-/// The built-in digits: columns `pixel_0_0` to `pixel_7_7` (row, column) and [`DIGITS_TARGET`].
+/// The built-in digits: columns `pixel_0_0` to `pixel_7_7` (row, column), which make a picture `[1, 8, 8]`, and
+/// [`DIGITS_TARGET`].
 ///
 /// # Errors
 /// Kind `Internal`: the compiled-in file is damaged.
@@ -42,10 +43,12 @@ pub fn digits() -> Result<Table> {
             column.push(f64::from(value.ok_or_else(damaged)?));
         }
     }
-    let mut names: Vec<String> =
+    let names: Vec<String> =
         (0..SIDE * SIDE).map(|pixel| format!("pixel_{}_{}", pixel / SIDE, pixel % SIDE)).collect();
-    names.push(DIGITS_TARGET.to_owned());
-    Table::new(Path::new("digits"), names, columns.into_iter().map(Column::Number).collect(), Lines::None)
+    let labels = columns.pop().ok_or_else(damaged)?;
+    let pixels = columns.into_iter().map(Column::Number).collect();
+    let table = Table::new(Path::new("digits"), names, pixels, Lines::None)?.with_shape(&[1, SIDE, SIDE])?;
+    table.with_numbers("digits", DIGITS_TARGET, &labels)
 }
 
 #[cfg(test)]

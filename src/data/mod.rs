@@ -8,9 +8,11 @@
 //! everything is a pure function of its input and a seed: the same on every machine and for every number of threads.
 #![forbid(unsafe_code)]
 
+mod array;
 mod dataset;
 mod digits;
 mod loader;
+mod pixels;
 mod prepare;
 mod read;
 mod scaling;
@@ -23,6 +25,7 @@ mod task;
 pub use dataset::{Dataset, DatasetOptions, Part};
 pub use digits::{DIGITS_TARGET, digits};
 pub use loader::{Batch, LastBatch, Loader, LoaderOptions, Order, Position, batch_size};
+pub use pixels::PixelScaling;
 pub use prepare::{
     Features, Incomplete, Input, MAX_CATEGORIES, Missing, NumberOptions, Preparation, PrepareOptions,
 };

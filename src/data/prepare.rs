@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::dataset::plural;
+use super::pixels::PixelScaling;
 use super::scaling::{Scale, Scaling};
 use super::schema::Schema;
 use super::table::{Column, ColumnKind, Table, Texts};
@@ -159,20 +160,30 @@ impl Features {
     }
 }
 
-/// The fitted preparation of a whole table.
+/// The fitted preparation of a whole table, or of pictures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked")]
 pub struct Preparation {
+    /// What the outputs of a row make, where that is more than a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shape: Option<Vec<usize>>,
     target: Target,
+    /// The columns; none where there are pixels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     inputs: Vec<Input>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pixels: Option<PixelScaling>,
 }
 
 /// What is read from a file before it is checked.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Unchecked {
+    shape: Option<Vec<usize>>,
     target: Target,
+    #[serde(default)]
     inputs: Vec<Input>,
+    pixels: Option<PixelScaling>,
 }
 
 impl TryFrom<Unchecked> for Preparation {
@@ -181,8 +192,9 @@ impl TryFrom<Unchecked> for Preparation {
     fn try_from(raw: Unchecked) -> Result<Self> {
         let error =
             |name: &str, what: &str| Error::new(ErrorKind::Data, format!("preparation of '{name}': {what}"));
-        if raw.inputs.is_empty() {
-            return Err(Error::new(ErrorKind::Data, "the preparation has no inputs"));
+        if raw.inputs.is_empty() == raw.pixels.is_none() {
+            let what = if raw.pixels.is_none() { "no inputs" } else { "both columns and pixels" };
+            return Err(Error::new(ErrorKind::Data, format!("the preparation has {what}")));
         }
         let mut names = BTreeSet::from([raw.target.name()]);
         raw.target.check()?;
@@ -205,8 +217,22 @@ impl TryFrom<Unchecked> for Preparation {
                 }
             }
         }
-        Ok(Preparation { target: raw.target, inputs: raw.inputs })
+        if let Some(pixels) = &raw.pixels {
+            pixels.check()?;
+        }
+        let prepared =
+            Preparation { shape: None, target: raw.target, inputs: raw.inputs, pixels: raw.pixels };
+        match raw.shape {
+            Some(shape) if product_of(&shape) != Some(prepared.width()) || prepared.pixels.is_some() => {
+                Err(error("a row", &format!("{} values do not make {shape:?}", prepared.width())))
+            }
+            shape => Ok(Preparation { shape, ..prepared }),
+        }
     }
+}
+
+fn product_of(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent))
 }
 
 impl Preparation {
@@ -239,7 +265,7 @@ impl Preparation {
                 .with_help("fill missing numbers with the median instead"));
         }
         let mut notes = Vec::new();
-        let inputs = inputs
+        let inputs: Vec<Input> = inputs
             .iter()
             .map(|&index| match table.column(index) {
                 Column::Number(values) => {
@@ -249,11 +275,23 @@ impl Preparation {
                 Column::Text(texts) => fit_category(table, index, texts, &rows),
             })
             .collect::<Result<_>>()?;
+        let is_numbers = inputs.iter().all(|input| input.kind() == ColumnKind::Number);
+        let shape = table.shape().filter(|shape| is_numbers && product_of(shape) == Some(inputs.len()));
+        let shape = shape.map(<[usize]>::to_vec);
         let target = Target::fit(table, target, classes, &rows, options.target_scale)?;
-        Ok((Preparation { target, inputs }, notes))
+        Ok((Preparation { shape, target, inputs, pixels: None }, notes))
     }
 
-    /// The fitted inputs in the model's order.
+    /// A preparation of pictures.
+    ///
+    /// # Errors
+    /// Kind `Data`: `pixels` is not sound.
+    pub fn of_pixels(target: Target, pixels: PixelScaling) -> Result<Self> {
+        pixels.check()?;
+        Ok(Preparation { shape: None, target, inputs: Vec::new(), pixels: Some(pixels) })
+    }
+
+    /// The fitted inputs in the model's order; none for pictures.
     pub fn inputs(&self) -> &[Input] {
         &self.inputs
     }
@@ -263,12 +301,30 @@ impl Preparation {
         &self.target
     }
 
-    /// The number of columns of the prepared inputs: the network's inputs.
-    pub fn width(&self) -> usize {
-        self.inputs.iter().map(Input::width).sum()
+    /// How pictures are prepared; nothing for a table.
+    pub fn pixels(&self) -> Option<&PixelScaling> {
+        self.pixels.as_ref()
     }
 
-    /// A name for each output: the column's, or `column=category`.
+    /// The number of values that a row becomes: the network's inputs.
+    pub fn width(&self) -> usize {
+        match &self.pixels {
+            Some(pixels) => pixels.shape().iter().product(),
+            None => self.inputs.iter().map(Input::width).sum(),
+        }
+    }
+
+    /// The shape that a row becomes: `[C, H, W]` for pictures (the built-in digits are such), the shape that the table
+    /// was given for its rows ([`Table::with_shape`]), else `[width]`.
+    pub fn shape(&self) -> Vec<usize> {
+        match (&self.pixels, &self.shape) {
+            (Some(pixels), _) => pixels.shape().to_vec(),
+            (None, Some(shape)) => shape.clone(),
+            (None, None) => vec![self.width()],
+        }
+    }
+
+    /// A name for each output of a table: the column's, or `column=category`.
     pub fn output_names(&self) -> Vec<String> {
         let mut names = Vec::with_capacity(self.width());
         for input in &self.inputs {
@@ -283,7 +339,7 @@ impl Preparation {
         names
     }
 
-    /// The columns that a table for this model must have.
+    /// The columns that a table for this model must have; no inputs for a model of pictures.
     pub fn schema(&self) -> Schema {
         Schema {
             inputs: self.inputs.iter().map(|input| (input.name().to_owned(), input.kind())).collect(),
@@ -294,12 +350,16 @@ impl Preparation {
     /// Prepares the rows `rows` of a table, whose columns are found by name. A target column is not looked at.
     ///
     /// # Errors
-    /// Kind `Data`: a column is not there or of the other kind; a prepared value does not fit f32; a missing number under
-    /// [`Missing::Drop`] with [`Incomplete::Refuse`].
+    /// Kind `Data`: the model is one of pictures; a column is not there or of the other kind; a prepared value does not
+    /// fit f32; a missing number under [`Missing::Drop`] with [`Incomplete::Refuse`].
     ///
     /// # Panics
     /// Where one of `rows` is not a row of the table.
     pub fn transform(&self, table: &Table, rows: &[usize], incomplete: Incomplete) -> Result<Features> {
+        if let Some(pixels) = &self.pixels {
+            let message = format!("the model was trained on {pixels}, found a table");
+            return Err(Error::data(table.source(), message));
+        }
         let places: Vec<usize> =
             self.inputs.iter().map(|input| table.index_of(input.name())).collect::<Result<_>>()?;
         for (input, &place) in self.inputs.iter().zip(&places) {

@@ -184,6 +184,8 @@ pub struct Table {
     columns: Vec<Column>,
     rows: usize,
     lines: Lines,
+    /// What the columns of a row make, if it is more than a row.
+    shape: Option<Vec<usize>>,
 }
 
 impl Table {
@@ -193,7 +195,7 @@ impl Table {
         if names.len() != columns.len() || columns.iter().any(|column| column.len() != rows) {
             return Err(Error::internal("the columns of a table differ in length"));
         }
-        Ok(Table { source: source.to_owned(), names, columns, rows, lines })
+        Ok(Table { source: source.to_owned(), names, columns, rows, lines, shape: None })
     }
 
     /// A table of numbers from a row-major matrix `[rows, columns]`, its columns named `x0`, `x1` and so on. `source`
@@ -250,6 +252,26 @@ impl Table {
         self.names.push(name.to_owned());
         check_names(source, &self.names)?;
         Ok(self)
+    }
+
+    /// The same table whose columns, in C order, are said to make an array of this shape in each row: `[C, H, W]` for
+    /// pictures. A target that is added later is no part of it.
+    ///
+    /// # Errors
+    /// Kind `Shape`: the table has another number of columns.
+    pub fn with_shape(mut self, shape: &[usize]) -> Result<Self> {
+        let values = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+        if values != Some(self.columns.len()) {
+            let message = format!("{} columns do not make an array {shape:?}", self.columns.len());
+            return Err(Error::shape("table", message));
+        }
+        self.shape = Some(shape.to_vec());
+        Ok(self)
+    }
+
+    /// The shape that [`Table::with_shape`] gave.
+    pub fn shape(&self) -> Option<&[usize]> {
+        self.shape.as_deref()
     }
 
     /// The file, or the name that stands for one.
