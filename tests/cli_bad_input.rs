@@ -208,8 +208,8 @@ fn a_model_of_a_newer_version_is_refused() {
     let place = Place::new("newer");
     place.ok("train --limit 300 --epochs 1 --model mlp:8 --out m");
     let file = place.text("m/model.toml");
-    assert!(file.starts_with("format = 1\n"), "{file}");
-    place.write("m/model.toml", file.replacen("format = 1", "format = 2", 1));
+    assert!(file.starts_with("format = 2\n"), "{file}");
+    place.write("m/model.toml", file.replacen("format = 2", "format = 3", 1));
     // Its checksum, so that the version is what is wrong.
     let list = place.text("m/checksums.txt");
     let mut lines: Vec<String> = list.lines().map(str::to_owned).collect();

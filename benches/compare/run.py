@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # The bars of the project: the largest ratio that passes.
-BARS = {"step 64": 0.75, "step 256": 0.85, "step 1024": 1.0, "startup": 0.1, "digits time": 1.0}
+BARS = {"cnn 128": 1.5, "lstm:128x2 64": 1.5, "step 64": 0.75, "step 256": 0.85, "step 1024": 1.0, "startup": 0.1, "digits time": 1.0}
 OP_BAR = 3.0
 DIGITS_MEMORY_MB = 60.0
 
@@ -128,6 +128,23 @@ class Runner:
             lambda: rows(self.ours("bench", "step", *shape, "--device", "cpu", *batch)[0], "warpsmith bench step"),
             lambda: rows(self.torch("step_torch.py", *shape, *batch, "--optimizer", self.args.optimizer,
                                     "--threads", str(self.args.threads))[0], "step_torch.py"),
+        )
+
+    def nets(self, number):
+        """The full training step of a convolutional and of a recurrent network."""
+        jobs = [("cnn", "1x28x28", 128), ("lstm:128x2", "64x64", 64)]
+        shapes = [["--model", model, "--inputs", inputs, "--outputs", "10", "--batch", str(batch), "--json"]
+                  for model, inputs, batch in jobs]
+
+        def figures(answers, who):
+            return {f"{model} {batch}": table_of(answer, "batch", "median_ms", who)[batch]
+                    for (model, _, batch), answer in zip(jobs, answers)}
+
+        self.take(
+            "nets", number,
+            lambda: figures([self.ours("bench", "step", *shape, "--device", "cpu")[0] for shape in shapes], "warpsmith bench step"),
+            lambda: figures([self.torch("step_torch.py", *shape, "--optimizer", self.args.optimizer,
+                                        "--threads", str(self.args.threads))[0] for shape in shapes], "step_torch.py"),
         )
 
     def startup(self, number):
@@ -257,7 +274,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="step,startup,digits,ops", help="sections, separated by commas")
+    parser.add_argument("--only", default="step,nets,startup,digits,ops", help="sections, separated by commas")
     parser.add_argument("--warpsmith", default=str(ROOT / "target" / "release" / "warpsmith"), help="the binary, or none")
     parser.add_argument("--python", default=str(default_python), help="a Python that has PyTorch")
     parser.add_argument("--batch", default="64,256,1024", help="batch sizes of the step")
@@ -269,9 +286,9 @@ def main():
     args = parser.parse_args()
 
     sections = args.only.split(",")
-    unknown = set(sections) - {"step", "startup", "digits", "ops"}
+    unknown = set(sections) - {"step", "nets", "startup", "digits", "ops"}
     if unknown:
-        parser.error(f"--only: unknown section {', '.join(sorted(unknown))}; expected step, startup, digits, ops")
+        parser.error(f"--only: unknown section {', '.join(sorted(unknown))}; expected step, nets, startup, digits, ops")
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads: expected at least 1")
     if args.warpsmith != "none":

@@ -1,6 +1,6 @@
 """The training step of `warpsmith bench step`, done by PyTorch on the CPU.
 
-One step is forward, loss (BCE on logits; MSE with more than one output), backward, Adam, gradients dropped. The batch stays
+One step is forward, loss (BCE on logits; cross-entropy with more than one output), backward, Adam, gradients dropped. The batch stays
 the same from step to step and the loss is never read, as in ours: what is timed is the step, not the data or the log.
 Prints one JSON object whose `rows` have `batch` and `median_ms`, as `warpsmith bench step --json` does.
 """
@@ -14,8 +14,8 @@ import time
 def parse():
     """Reads the command line; the names are those of `warpsmith bench step`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mlp:500,250,100", help="mlp:H1,H2,… (hidden widths)")
-    parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--model", default="mlp:500,250,100", help="mlp:H1,H2,…, cnn or lstm:WIDTHxLAYERS")
+    parser.add_argument("--inputs", default="1000", help="the shape of one example: 1000, 1x28x28, 64x64 (steps x features)")
     parser.add_argument("--outputs", type=int, default=1)
     parser.add_argument("--batch", default="64,256,1024", help="batch sizes, separated by commas")
     parser.add_argument("--optimizer", default="fused", choices=["fused", "foreach", "single"],
@@ -27,9 +27,41 @@ def parse():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="accepted for symmetry; the output is always JSON")
     args = parser.parse_args()
-    if not args.model.startswith("mlp:"):
-        parser.error(f"--model: expected mlp:H1,H2,…, found {args.model}")
+    if args.model != "cnn" and args.model.split(":")[0] not in ("mlp", "lstm"):
+        parser.error(f"--model: expected mlp:H1,H2,…, cnn or lstm:WIDTHxLAYERS, found {args.model}")
+    args.inputs = [int(n) for n in args.inputs.split("x")]
     return args
+
+
+def network(args, nn):
+    """The network that warpsmith calls by the same name, layer by layer."""
+    if args.model == "cnn":
+        channels, height, width = args.inputs
+        return nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(64 * (height // 4) * (width // 4), 128), nn.ReLU(), nn.Linear(128, args.outputs))
+    if args.model.startswith("lstm:"):
+        width, _, layers = args.model[5:].partition("x")
+
+        class Lstm(nn.Module):
+            """The last state of the last layer to the answers."""
+
+            def __init__(self):
+                super().__init__()
+                self.lstm = nn.LSTM(args.inputs[-1], int(width), int(layers or 1), batch_first=True)
+                self.fc = nn.Linear(int(width), args.outputs)
+
+            def forward(self, x):
+                _, (last, _) = self.lstm(x)
+                return self.fc(last[-1])
+
+        return Lstm()
+    widths = [*args.inputs, *map(int, args.model[4:].split(","))]
+    layers = []
+    for fan_in, fan_out in zip(widths, widths[1:]):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], args.outputs))
 
 
 def main():
@@ -40,19 +72,15 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    widths = [args.inputs, *map(int, args.model[4:].split(","))]
 
     rows = []
     for batch in map(int, args.batch.split(",")):
-        layers = []
-        for fan_in, fan_out in zip(widths, widths[1:]):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        model = nn.Sequential(*layers, nn.Linear(widths[-1], args.outputs))
-        loss_of = nn.BCEWithLogitsLoss() if args.outputs == 1 else nn.MSELoss()
+        model = network(args, nn)
+        loss_of = nn.BCEWithLogitsLoss() if args.outputs == 1 else nn.CrossEntropyLoss()
         kind = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False}}[args.optimizer]
         adam = torch.optim.Adam(model.parameters(), lr=1e-3, **kind)
-        x = torch.randn(batch, args.inputs)
-        y = (torch.rand(batch, args.outputs) > 0.5).float()
+        x = torch.randn(batch, *args.inputs)
+        y = (torch.rand(batch, 1) > 0.5).float() if args.outputs == 1 else torch.randint(args.outputs, (batch,))
 
         def step():
             adam.zero_grad(set_to_none=True)

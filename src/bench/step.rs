@@ -12,16 +12,16 @@ use crate::data::{Targets, Task};
 use crate::nn::Cx;
 use crate::optim::{Adam, Optimizer};
 use crate::tensor::no_grad;
-use crate::train::{Architecture, Mlp, Model, can_allocate};
+use crate::train::{Architecture, Model, Network, can_allocate};
 use crate::{Device, Error, ErrorKind, Result, Tensor};
 
 /// What to time.
 #[derive(Clone, Debug)]
 pub struct StepBench {
-    /// The hidden layers.
-    pub mlp: Mlp,
-    /// Numbers a row.
-    pub inputs: usize,
+    /// The network.
+    pub network: Network,
+    /// The shape of one example.
+    pub input: Vec<usize>,
     /// Logits a row: with 1 the loss is binary cross-entropy on logits, with more it is cross-entropy.
     pub outputs: usize,
     /// Steps before the clock starts.
@@ -60,19 +60,16 @@ impl StepBench {
     /// Kind `Diverged`: the loss is not finite, or has not fallen; and whatever building and running the model gives.
     pub fn run(&self, batch: usize) -> Result<StepRow> {
         let task = if self.outputs == 1 { Task::Binary } else { Task::Multiclass };
-        let architecture = Architecture::new(task, self.inputs, self.outputs, self.mlp.clone());
+        let architecture = Architecture::new(task, &self.input, self.outputs, self.network.clone());
+        let inputs = architecture.width();
         let model = Model::new(architecture, self.seed, self.device)?;
         let mut adam = Optimizer::new(model.arena(), Adam::default(), 1e-3)?;
-        let bytes = self.inputs.checked_add(self.outputs).and_then(|n| n.checked_mul(8)?.checked_mul(batch));
+        let bytes = inputs.checked_add(self.outputs).and_then(|n| n.checked_mul(8)?.checked_mul(batch));
         if !bytes.is_some_and(can_allocate) {
-            let message = format!("no memory for a batch of {batch} rows of {} numbers", self.inputs);
+            let message = format!("no memory for a batch of {batch} rows of {inputs} numbers");
             return Err(Error::new(ErrorKind::OutOfMemory, message));
         }
-        let x = Tensor::from_slice(
-            &normal(batch * self.inputs, self.seed, 1),
-            [batch, self.inputs],
-            self.device,
-        )?;
+        let x = Tensor::from_slice(&normal(batch * inputs, self.seed, 1), [batch, inputs], self.device)?;
         let targets = model.targets(&Targets::Classes(below(batch, self.outputs.max(2), self.seed, 2)))?;
 
         let loss = || no_grad(|| model.loss(&model.forward(&mut Cx::eval(), &x)?, &targets)?.item());
@@ -117,10 +114,10 @@ mod tests {
 
     #[test]
     fn steps_learn_and_are_timed() {
-        for outputs in [1, 3] {
+        for (network, outputs) in [("mlp:16", 1), ("mlp:16", 3), ("cnn:4", 3), ("lstm:5", 3)] {
             let bench = StepBench {
-                mlp: "mlp:16".parse().unwrap(),
-                inputs: 8,
+                network: network.parse().unwrap(),
+                input: vec![1, 4, 4],
                 outputs,
                 warmup: 1,
                 steps: 12,

@@ -8,9 +8,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::How;
+use super::extents::Extents;
 use super::output::{self, Log};
 use crate::bench::{KernelsBench, OpsBench, StepBench};
-use crate::train::Mlp;
+use crate::train::Network;
 use crate::{Error, Result};
 
 /// Time training steps or single ops on this machine, checking what they compute.
@@ -41,14 +42,16 @@ enum What {
 #[command(after_help = "\
 Examples:
   warpsmith bench step
-  warpsmith bench step --model mlp:512,512 --inputs 784 --outputs 10 --batch 128 --threads 1 --json")]
+  warpsmith bench step --model mlp:512,512 --inputs 784 --outputs 10 --batch 128 --threads 1 --json
+  warpsmith bench step --model cnn --inputs 1x28x28 --outputs 10 --batch 128
+  warpsmith bench step --model lstm:128x2 --inputs 64x64 --outputs 10 --batch 64")]
 struct StepArgs {
-    /// The hidden layers' widths
-    #[arg(long, value_name = "mlp:W,W,…", default_value = "mlp:500,250,100")]
-    model: Mlp,
-    /// Numbers a row
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    inputs: usize,
+    /// The network: mlp:WIDTH,…, cnn, resnet:18, lstm:WIDTHxLAYERS and what else `train --model` takes by name
+    #[arg(long, value_name = "NAME", default_value = "mlp:500,250,100")]
+    model: Network,
+    /// The shape of one example
+    #[arg(long, value_name = "SHAPE", default_value = "1000")]
+    inputs: Extents,
     /// Logits a row; 1: binary cross-entropy, more: cross-entropy
     #[arg(long, value_name = "N", default_value_t = 1)]
     outputs: usize,
@@ -127,11 +130,7 @@ fn positive(flag: &str, seconds: f64) -> Result<Duration> {
 }
 
 fn step(args: StepArgs) -> Result<()> {
-    for (flag, n) in [
-        ("--inputs", Some(&args.inputs)),
-        ("--outputs", Some(&args.outputs)),
-        ("--batch", args.batch.iter().min()),
-    ] {
+    for (flag, n) in [("--outputs", Some(&args.outputs)), ("--batch", args.batch.iter().min())] {
         if n == Some(&0) {
             return Err(Error::argument(format!("{flag} 0: expected at least 1")));
         }
@@ -139,8 +138,8 @@ fn step(args: StepArgs) -> Result<()> {
     let log = Log { quiet: args.how.quiet };
     let device = super::open_device(Some(&args.how.device), &log)?;
     let bench = StepBench {
-        mlp: args.model.clone(),
-        inputs: args.inputs,
+        network: args.model.clone(),
+        input: args.inputs.0.clone(),
         outputs: args.outputs,
         warmup: args.warmup,
         steps: args.steps,
@@ -172,7 +171,7 @@ fn step(args: StepArgs) -> Result<()> {
             .collect();
         return output::json_to_stdout(&json!({
             "model": args.model.to_string(),
-            "inputs": args.inputs,
+            "inputs": args.inputs.to_string(),
             "outputs": args.outputs,
             "device": device.to_string(),
             "threads": threads,

@@ -2,29 +2,42 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::extents::Extents;
 use super::output::{self, figures, thousands};
-use crate::data::Input;
+use super::settings::Settings;
+use crate::data::{Input, Task};
 use crate::io::safetensors::{self, Header};
 use crate::train::checkpoint::{self, ModelFile};
+use crate::train::network::SummaryRow;
+use crate::train::{Architecture, Model};
 use crate::{Device, Error, Result};
 
-/// Show what a model folder or a .safetensors file holds, after checking that it is whole.
+/// Show what a model folder or a .safetensors file holds, after checking that it is whole; or the layers of a network.
 #[derive(Args)]
 #[command(after_help = format!("\
 Examples:
   warpsmith info runs/digits-mlp-256-128
   warpsmith info runs/digits-mlp-256-128/model.safetensors --json
+  warpsmith info resnet:18 --input 3x32x32 --outputs 10
+  warpsmith info net.toml --input 1x28x28 --outputs 10
 
 {}", super::EXIT_CODES))]
 pub(super) struct InfoArgs {
-    /// A model folder, or a .safetensors file
-    #[arg(value_name = "DIR|FILE.safetensors")]
+    /// A model folder or a .safetensors file; with --input, a network's name or a TOML file that describes it
+    #[arg(value_name = "DIR|FILE.safetensors|NETWORK")]
     path: PathBuf,
+    /// The shape of one example: 784, 1x28x28
+    #[arg(long, value_name = "SHAPE")]
+    input: Option<Extents>,
+    /// Numbers that the network gives
+    #[arg(long, value_name = "N", requires = "input", default_value_t = 10)]
+    outputs: usize,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -32,6 +45,9 @@ pub(super) struct InfoArgs {
 
 /// Runs the command.
 pub(super) fn run(args: InfoArgs) -> Result<()> {
+    if let Some(input) = &args.input {
+        return network(&args.path.to_string_lossy(), input, args.outputs, args.json);
+    }
     // A folder that a save left as DIR.old is found by opening it, so only a file is told apart here.
     if args.path.is_file() {
         return tensors(&args.path, args.json);
@@ -77,6 +93,55 @@ fn tensors(file: &Path, as_json: bool) -> Result<()> {
     })
 }
 
+fn network(text: &str, input: &Extents, outputs: usize, as_json: bool) -> Result<()> {
+    if outputs == 0 {
+        return Err(Error::argument("--outputs 0: expected at least 1"));
+    }
+    let network = Settings { model: Some(text.to_owned()), ..Settings::default() }.network()?;
+    let architecture = Architecture { task: Task::Multiclass, input: input.0.clone(), outputs, network };
+    let model = Model::new(architecture, 0, Device::cpu())?;
+    let parameters = model.arena().numel()?;
+    if as_json {
+        return output::json_to_stdout(&json!({
+            "network": text,
+            "input": input.0,
+            "outputs": outputs,
+            "parameters": parameters,
+            "layers": layers_as_json(&model),
+        }));
+    }
+    output::to_stdout(|o| {
+        writeln!(o, "network    {text}, {input} to {outputs}, {} parameters", thousands(parameters as u64))?;
+        layers(o, &model)
+    })
+}
+
+/// A table of the layers: name, kind, shape behind it, parameters.
+fn layers(o: &mut dyn Write, model: &Model) -> std::io::Result<()> {
+    let rows: Vec<[String; 4]> = model
+        .summary()
+        .iter()
+        .map(|row| {
+            let parameters =
+                if row.parameters == 0 { String::new() } else { thousands(row.parameters as u64) };
+            [row.name.clone(), row.kind.clone(), Extents(row.shape.clone()).to_string(), parameters]
+        })
+        .collect();
+    let [name, kind, shape, parameters] =
+        [0, 1, 2, 3].map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    for row in &rows {
+        let line =
+            format!("  {:name$}  {:kind$}  {:>shape$}  {:>parameters$}", row[0], row[1], row[2], row[3]);
+        writeln!(o, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn layers_as_json(model: &Model) -> Value {
+    let layer = |row: &SummaryRow| json!({ "name": row.name, "kind": row.kind, "shape": row.shape, "parameters": row.parameters });
+    model.summary().iter().map(layer).collect()
+}
+
 fn model(dir: &Path, as_json: bool) -> Result<()> {
     let (folder, file) = checkpoint::open(dir)?;
     folder.verify()?;
@@ -88,6 +153,7 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
             .map_err(|e| Error::internal("model.toml cannot be written as JSON").caused_by(e))?;
         value["model"] = dir.display().to_string().into();
         value["parameters"] = parameters.into();
+        value["layers"] = layers_as_json(&model);
         value["epochs"] = progress.epoch.into();
         value["steps"] = progress.steps.into();
         value["best_epoch"] = progress.best_epoch.into();
@@ -98,12 +164,14 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         let note = if folder.is_fallback() { " (the folder itself is not whole)" } else { "" };
         writeln!(o, "model      {}{note}", folder.path().display())?;
         writeln!(o, "written by warpsmith {}, format {}", file.warpsmith, file.format)?;
-        let mlp = &architecture.mlp;
-        let activation =
-            mlp.activation.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
-        let (inputs, outputs) = (architecture.inputs, architecture.outputs);
-        write!(o, "network    {mlp} ({activation}), {inputs} inputs, {outputs} outputs")?;
-        writeln!(o, ", {} parameters", thousands(parameters as u64))?;
+        let (input, outputs) = (Extents(architecture.input.clone()), architecture.outputs);
+        writeln!(
+            o,
+            "network    {}, {input} to {outputs}, {} parameters",
+            architecture.network,
+            thousands(parameters as u64)
+        )?;
+        layers(o, &model)?;
         let target = preparation.target();
         writeln!(o, "task       {} of '{}'", architecture.task, target.name())?;
         if !target.classes().is_empty() {

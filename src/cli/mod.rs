@@ -9,6 +9,7 @@
 mod answer;
 mod bench;
 mod doctor;
+mod extents;
 mod info;
 mod input;
 mod interrupt;

@@ -15,12 +15,24 @@ use super::settings::Settings;
 use super::train::{Run, build};
 use crate::io::folder;
 use crate::train::checkpoint::{self, ModelFile};
-use crate::train::{Mlp, TrainConfig, Trainer};
+use crate::train::{TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 
-/// Settings that say where and how a run runs, or for how long, and not what it computes.
-const FREE: [&str; 9] =
-    ["epochs", "patience", "device", "threads", "out", "resume", "json", "quiet", "model"];
+/// Settings that say where and how a run runs, or for how long, and not what it computes; and those of the network, which are
+/// judged together.
+const FREE: [&str; 11] = [
+    "epochs",
+    "patience",
+    "device",
+    "threads",
+    "out",
+    "resume",
+    "json",
+    "quiet",
+    "model",
+    "activation",
+    "dropout",
+];
 
 /// The text that names stdin as data.
 const STDIN: &str = "-";
@@ -55,7 +67,7 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
     };
     let source = Source::parse(settings.data.as_deref().unwrap_or("digits"))?;
     let data = build(&settings, &source, log)?;
-    let title = format!("{} on {}, from {}", file.architecture.mlp, source.stem(), dir.display());
+    let title = format!("{} on {}, from {}", file.architecture.network, source.stem(), dir.display());
     let trainer = Trainer::resume(data, &folder, file, config.clone(), device, &out)?;
     let done = trainer.progress().epoch;
     if config.epochs < done {
@@ -84,10 +96,8 @@ fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings> {
         Error::data(folder.join(folder::MODEL), format!("[source]: {}", e.message()))
             .with_help("the model was not trained by this program, so it does not know how to go on")
     })?;
-    let (training, mlp) = (&file.training, &file.architecture.mlp);
+    let training = &file.training;
     Ok(Settings {
-        activation: Some(mlp.activation),
-        dropout: Some(mlp.dropout),
         optimizer: Some(training.optimizer),
         lr: Some(training.lr),
         weight_decay: Some(training.weight_decay),
@@ -109,22 +119,18 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
         Error::argument(format!("--{key} {given}: the model to resume was trained with {saved}"))
             .with_help("leave the flag out to go on as before, or train a new model without --resume")
     };
-    if let Some(model) = &given.model {
-        let built = &file.architecture.mlp;
-        // Activation and dropout that are given as flags are judged by themselves below.
-        let wanted = Settings { model: Some(model.clone()), ..Settings::default() }.mlp_over(built)?;
-        let flagged = Mlp {
-            activation: given.activation.map_or(wanted.activation, |_| built.activation),
-            dropout: given.dropout.map_or(wanted.dropout, |_| built.dropout),
-            ..wanted
+    let built = &file.architecture.network;
+    if given.model.is_some() || given.activation.is_some() || given.dropout.is_some() {
+        let asked = Settings {
+            model: given.model.clone().or(saved.model.clone()),
+            activation: given.activation.or(saved.activation),
+            dropout: given.dropout.or(saved.dropout),
+            ..Settings::default()
         };
-        if flagged != *built {
-            let given = if model.starts_with("mlp:") { String::new() } else { format!("{model}: ") };
-            return Err(contradiction(
-                "model",
-                &format!("{given}{}", described(&flagged)),
-                &described(built),
-            ));
+        let network = asked.network()?;
+        if network != *built {
+            let wanted = described(&asked, &network.name);
+            return Err(contradiction("model", &wanted, &described(saved, &built.name)));
         }
     }
     let saved_table = saved.to_table()?;
@@ -148,10 +154,12 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
     Ok(())
 }
 
-/// All of a network's settings: `mlp:16 (relu, dropout 0.1)`.
-fn described(mlp: &Mlp) -> String {
-    let activation = mlp.activation.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
-    format!("{mlp} ({activation}, dropout {})", mlp.dropout)
+/// A network's name and what the settings say of it besides: `mlp:16 (tanh, dropout 0.1)`.
+fn described(settings: &Settings, name: &str) -> String {
+    let activation = settings.activation.and_then(|a| Some(a.to_possible_value()?.get_name().to_owned()));
+    let dropout = settings.dropout.map(|p| format!("dropout {p}"));
+    let said: Vec<String> = activation.into_iter().chain(dropout).collect();
+    if said.is_empty() { name.to_owned() } else { format!("{name} ({})", said.join(", ")) }
 }
 
 /// Whether two texts name the same files, or the second names files that are no longer there.

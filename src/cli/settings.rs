@@ -13,7 +13,7 @@ use toml::de::DeTable;
 
 use super::input::Source;
 use crate::data::{SplitOptions, Task};
-use crate::train::{Hidden, Mlp, OptimizerKind, ScheduleSpec, TrainConfig};
+use crate::train::{Hidden, Network, OptimizerKind, ScheduleSpec, TrainConfig};
 use crate::{Device, Error, ErrorKind, Result};
 
 /// A task, or the one that fits the target.
@@ -68,10 +68,11 @@ pub(super) struct Settings {
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Data")]
     pub(super) limit: Option<usize>,
 
-    /// The hidden layers' widths, or a file with `hidden`, `activation`, `dropout` [default: mlp:256,128]
-    #[arg(long, value_name = "mlp:W,W,…|F.toml", help_heading = "Model")]
+    /// mlp:WIDTH,…, cnn[:CHANNELS,…], resnet:18|34|50, lstm:WIDTH[xLAYERS], gru:…, rnn:…, or a TOML file that describes a
+    /// network layer by layer [default: mlp:256,128]
+    #[arg(long, value_name = "NAME|F.toml", help_heading = "Model")]
     pub(super) model: Option<String>,
-    /// The activation behind each hidden layer [default: relu]
+    /// The activation behind each hidden layer, of mlp and cnn [default: relu]
     #[arg(long, value_enum, help_heading = "Model")]
     pub(super) activation: Option<Hidden>,
     /// The probability with which training drops a hidden value [default: 0]
@@ -169,8 +170,8 @@ impl Settings {
     /// Refuses values that are wrong by themselves. Opens no file but a model description.
     pub(super) fn check(&self) -> Result<()> {
         self.train_config().check()?;
-        if let Some(dropout) = self.dropout {
-            Mlp { dropout, ..Mlp::default() }.check()?;
+        if let Some(dropout) = self.dropout.filter(|p| !(0.0..1.0).contains(p)) {
+            return Err(Error::argument(format!("dropout {dropout} is not in [0, 1)")));
         }
         for (flag, share) in [("--test-split", self.test_split), ("--val-split", self.val_split)] {
             if let Some(share) = share.filter(|share| !(0.0..1.0).contains(share)) {
@@ -192,10 +193,9 @@ impl Settings {
                 Source::parse(text).map_err(|e| e.context(flag))?;
             }
         }
-        if let Some(model) = &self.model
-            && let Some(mlp) = self.named_mlp(model)?
-        {
-            mlp.check()?;
+        if let Some(model) = self.model.as_deref().filter(|model| !is_description(model)) {
+            // What goes with what is judged when all settings are together.
+            Network::by_name(model, None, None).map_err(|e| e.context("--model"))?;
         }
         match self.device.as_deref().map(str::parse::<Device>) {
             // Whether there is such a device is no matter of spelling: found out when it is opened.
@@ -254,45 +254,24 @@ impl Settings {
         }
     }
 
-    /// The network between inputs and outputs, defaults where nothing was given.
+    /// The network that `--model`, `--activation` and `--dropout` say, defaults where nothing was given.
     ///
     /// # Errors
-    /// Kind `Argument`: `--model` is neither `mlp:…` nor a TOML file that exists; kind `Data`: the file is bad.
-    pub(super) fn mlp(&self) -> Result<Mlp> {
-        self.mlp_over(&Mlp::default())
-    }
-
-    /// As [`Settings::mlp`], with what is not given taken from `base`.
-    pub(super) fn mlp_over(&self, base: &Mlp) -> Result<Mlp> {
-        let mut mlp = match &self.model {
-            None => base.clone(),
-            Some(text) => match self.named_mlp(text)? {
-                Some(mlp) => Mlp { hidden: mlp.hidden, ..base.clone() },
-                None => read_mlp(Path::new(text), base)?,
-            },
-        };
-        mlp.activation = self.activation.unwrap_or(mlp.activation);
-        mlp.dropout = self.dropout.unwrap_or(mlp.dropout);
-        Ok(mlp)
-    }
-
-    /// The network that `text` spells out; nothing where it is the name of a file.
-    fn named_mlp(&self, text: &str) -> Result<Option<Mlp>> {
-        if text.starts_with("mlp:") {
-            return text.parse().map(Some).map_err(|e: Error| e.context("--model"));
+    /// Kind `Argument`: `--model` is neither a network's name nor a TOML file that exists, or the network has no place for an
+    /// activation or dropout of its own; kind `Data`: the file is bad.
+    pub(super) fn network(&self) -> Result<Network> {
+        let (activation, dropout) = (self.activation, self.dropout);
+        match self.model.as_deref() {
+            None => Ok(Network::mlp(&[256, 128], activation.unwrap_or_default(), dropout.unwrap_or(0.0))),
+            Some(file) if is_description(file) => read_network(Path::new(file), activation, dropout),
+            Some(name) => Network::by_name(name, activation, dropout).map_err(|e| e.context("--model")),
         }
-        if text.ends_with(".toml") && Path::new(text).is_file() {
-            return Ok(None);
-        }
-        let what = if text.ends_with(".toml") {
-            "there is no such file"
-        } else {
-            "neither mlp:… nor a .toml file"
-        };
-        Err(Error::argument(format!("--model {text}: {what}")).with_help(
-            "give the widths of the hidden layers as in mlp:256,128 (mlp: alone for none), or a TOML file",
-        ))
     }
+}
+
+/// Whether a model's text is the name of a file that is there.
+fn is_description(model: &str) -> bool {
+    model.ends_with(".toml") && Path::new(model).is_file()
 }
 
 /// Reads a file of the keys that the flags have, and checks each value by itself so that an error can name its line.
@@ -321,23 +300,20 @@ fn read_config(file: &Path) -> Result<toml::Table> {
     Ok(table)
 }
 
-fn read_mlp(file: &Path, base: &Mlp) -> Result<Mlp> {
+/// The network that a TOML file describes.
+pub(super) fn read_network(file: &Path, activation: Option<Hidden>, dropout: Option<f64>) -> Result<Network> {
     let text =
         std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the model's description", e))?;
-    let fault = |e: toml::de::Error| {
-        toml_error(file, &text, &e)
-            .with_help("expected hidden = [256, 128], and if wanted activation and dropout")
-    };
-    let said: toml::Table = toml::from_str(&text).map_err(fault)?;
-    let mut mlp: Mlp = toml::from_str(&text).map_err(fault)?;
-    if !said.contains_key("activation") {
-        mlp.activation = base.activation;
-    }
-    if !said.contains_key("dropout") {
-        mlp.dropout = base.dropout;
-    }
-    mlp.check().map_err(|e| Error::data(file, e.message()))?;
-    Ok(mlp)
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let network = Network::from_toml(&text, &name, activation, dropout)
+        .map_err(|e| e.context(format!("--model {}", file.display())))?
+        .map_err(|e| {
+            toml_error(file, &text, &e).with_help(
+                "expected [[layers]] with a type each, or hidden = [256, 128] (activation, dropout)",
+            )
+        })?;
+    network.check().map_err(|e| Error::data(file, e.message()))?;
+    Ok(network)
 }
 
 fn toml_error(file: &Path, text: &str, error: &toml::de::Error) -> Error {

@@ -17,8 +17,8 @@ use super::resume;
 use super::settings::Settings;
 use crate::data::{Dataset, DatasetOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
-use crate::train::{Report, TrainConfig, Trainer};
-use crate::{Device, Result};
+use crate::train::{Network, Report, TrainConfig, Trainer};
+use crate::{Device, Error, ErrorKind, Result};
 
 /// Train a model on a table, evaluate it and save it.
 ///
@@ -72,28 +72,36 @@ pub(super) fn run(args: TrainArgs, start: Instant) -> Result<()> {
 
 /// Prepares a new run. Everything that can be wrong is found here, before training.
 fn fresh(settings: &Settings, device: Device, log: Log) -> Result<Run> {
-    let mlp = settings.mlp()?;
+    let network = settings.network()?;
     let source = settings.data.as_deref().map_or(Ok(Source::Digits), Source::parse)?;
-    let model_name = settings.model.clone().unwrap_or_else(|| mlp.to_string());
+    let model_name = settings.model.clone().unwrap_or_else(|| network.to_string());
     let out = settings.out.clone().unwrap_or_else(|| default_out(&source, &model_name));
     folder::check_writable(&out)?;
     let data = build(settings, &source, log)?;
+    network.output_shape(&data.preparation.shape()).map_err(|e| {
+        Error::new(ErrorKind::Data, e.message()).with_help(
+            e.help().map_or_else(
+                || format!("give a network that can take it; this one is {network}"),
+                str::to_owned,
+            ),
+        )
+    })?;
     let mut config = settings.train_config();
     config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;
-    let title = title(&source, &mlp, &data);
-    let record = record(settings, &source, &data)?;
-    let trainer = Trainer::new(data, mlp, config.clone(), record, device, &out)?;
+    let title = title(&source, &network, &data);
+    let record = record(settings, &source, &data, &network)?;
+    let trainer = Trainer::new(data, network, config.clone(), record, device, &out)?;
     Ok(Run { trainer, out, config, title })
 }
 
-fn title(source: &Source, mlp: &crate::train::Mlp, data: &Dataset) -> String {
+fn title(source: &Source, network: &Network, data: &Dataset) -> String {
     let rows = thousands(data.train.rows() as u64);
     let classes = match data.preparation.target().classes() {
         [] => String::new(),
         classes => format!(" with {} classes", classes.len()),
     };
     format!(
-        "{mlp} on {}: {}{classes}, {rows} rows of {} inputs ({} to validate, {} to test)",
+        "{network} on {}: {}{classes}, {rows} rows of {} inputs ({} to validate, {} to test)",
         source.stem(),
         data.task,
         data.preparation.width(),
@@ -131,7 +139,7 @@ pub(super) fn build(settings: &Settings, source: &Source, log: Log) -> Result<Da
 }
 
 /// What resuming needs to know of the data, for the model's file: keys of [`Settings`], defaults filled in.
-fn record(settings: &Settings, source: &Source, data: &Dataset) -> Result<toml::Table> {
+fn record(settings: &Settings, source: &Source, data: &Dataset, network: &Network) -> Result<toml::Table> {
     let split = settings.split();
     Settings {
         data: Some(settings.data.clone().unwrap_or_else(|| source.stem())),
@@ -145,6 +153,9 @@ fn record(settings: &Settings, source: &Source, data: &Dataset) -> Result<toml::
         test_split: settings.test_data.is_none().then_some(split.test),
         val_split: Some(split.validation),
         limit: settings.limit,
+        model: Some(settings.model.clone().unwrap_or_else(|| network.to_string())),
+        activation: settings.activation,
+        dropout: settings.dropout,
         ..Settings::default()
     }
     .to_table()

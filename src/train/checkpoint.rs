@@ -21,7 +21,7 @@ use crate::optim::PlateauState;
 use crate::{Arena, Device, Error, Result, Tensor};
 
 /// The version of the folder's format that this crate writes, and the newest it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const WEIGHTS: &str = "model.safetensors";
 const LAST_WEIGHTS: &str = "state/model.safetensors";
@@ -228,11 +228,12 @@ pub fn open(dir: &Path) -> Result<(Folder, ModelFile)> {
         );
     }
     let file: ModelFile = read_toml(&folder, folder::MODEL)?;
-    file.architecture.mlp.check().map_err(|e| Error::data(folder.path().join(folder::MODEL), e.message()))?;
-    if file.architecture.inputs != file.preparation.width() {
+    let at = |e: Error| Error::data(folder.path().join(folder::MODEL), e.message());
+    file.architecture.network.check_read(&file.architecture.input).map_err(at)?;
+    if file.architecture.width() != file.preparation.width() {
         let message = format!(
             "the network has {} inputs but the preparation makes {}",
-            file.architecture.inputs,
+            file.architecture.width(),
             file.preparation.width()
         );
         return Err(Error::data(folder.path().join(folder::MODEL), message));

@@ -3,13 +3,13 @@
 //! ```no_run
 //! use std::{path::Path, sync::atomic::AtomicBool};
 //! use warpsmith::data::{Dataset, DatasetOptions, digits};
-//! use warpsmith::train::{Mlp, Predictor, Silent, TrainConfig, Trainer};
+//! use warpsmith::train::{Network, Predictor, Silent, TrainConfig, Trainer};
 //! # fn main() -> warpsmith::Result<()> {
 //! let data = Dataset::build(&digits()?, None, &DatasetOptions::default())?;
-//! let (mlp, config) = (Mlp::default(), TrainConfig::default());
+//! let (network, config) = ("mlp:256,128".parse::<Network>()?, TrainConfig::default());
 //! let dir = Path::new("runs/digits");
 //! let device = warpsmith::Device::cpu();
-//! let mut trainer = Trainer::new(data, mlp, config, Default::default(), device, dir)?;
+//! let mut trainer = Trainer::new(data, network, config, Default::default(), device, dir)?;
 //! let report = trainer.run(&mut Silent, &AtomicBool::new(false))?;
 //! println!("test accuracy {:.3}", report.metrics["accuracy"]);
 //! let (predictions, _) = Predictor::open(dir, device)?.predict(&digits()?)?;
@@ -22,6 +22,7 @@
 pub mod checkpoint;
 pub mod metrics;
 mod model;
+pub mod network;
 mod predictor;
 mod spec;
 mod trainer;
@@ -30,6 +31,7 @@ pub use checkpoint::Judge;
 pub use metrics::Metrics;
 pub(crate) use model::can_allocate;
 pub use model::{Answers, Architecture, Model};
+pub use network::Network;
 pub use predictor::{Predictions, Predictor};
-pub use spec::{Hidden, Mlp, OptimizerKind, ScheduleSpec, TrainConfig};
+pub use spec::{Hidden, OptimizerKind, ScheduleSpec, TrainConfig};
 pub use trainer::{EpochReport, Observer, Report, Silent, Trainer};

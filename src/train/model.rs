@@ -5,27 +5,64 @@
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{self, Metrics};
-use super::spec::Mlp;
+use super::network::{self, Network, SummaryRow};
+use super::spec::Hidden;
 use crate::data::{Target, Targets, Task};
 use crate::io::HostTensor;
-use crate::nn::{Activation, Cx, Linear, Module, Scope};
+use crate::nn::{Cx, Module, Scope, Sequential};
 use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
 use crate::tensor::no_grad;
 use crate::{Arena, DType, Device, Error, ErrorKind, Result, Shape, Tensor};
 
 /// All that is needed to build a network again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "ArchitectureFile")]
 pub struct Architecture {
     /// What is learnt: decides the loss and what an answer is.
     #[serde(with = "task_name")]
     pub task: Task,
-    /// Numbers a row.
-    pub inputs: usize,
+    /// The shape of one example: `[columns]`, `[channels, height, width]`.
+    pub input: Vec<usize>,
     /// Numbers an answer: one logit a class, one logit for two classes, one value.
     pub outputs: usize,
     /// What is between.
-    pub mlp: Mlp,
+    pub network: Network,
+}
+
+/// [`Architecture`] as it is read: format 1 had an MLP on a row of numbers.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ArchitectureFile {
+    #[serde(with = "task_name")]
+    task: Task,
+    inputs: Option<usize>,
+    mlp: Option<MlpOfFormat1>,
+    input: Option<Vec<usize>>,
+    network: Option<Network>,
+    outputs: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MlpOfFormat1 {
+    hidden: Vec<usize>,
+    activation: Hidden,
+    dropout: f64,
+}
+
+impl TryFrom<ArchitectureFile> for Architecture {
+    type Error = &'static str;
+
+    fn try_from(file: ArchitectureFile) -> Result<Architecture, &'static str> {
+        let (input, network) = match (file.input, file.network, file.inputs, file.mlp) {
+            (Some(input), Some(network), None, None) => (input, network),
+            (None, None, Some(inputs), Some(mlp)) => {
+                (vec![inputs], Network::mlp(&mlp.hidden, mlp.activation, mlp.dropout))
+            }
+            _ => return Err("expected `input` and `network`"),
+        };
+        Ok(Architecture { task: file.task, input, outputs: file.outputs, network })
+    }
 }
 
 mod task_name {
@@ -43,10 +80,15 @@ mod task_name {
 }
 
 impl Architecture {
-    /// The network for `task` on `inputs` numbers a row, with `classes` classes (0 for regression).
-    pub fn new(task: Task, inputs: usize, classes: usize, mlp: Mlp) -> Architecture {
+    /// The network for `task` on examples of shape `input`, with `classes` classes (0 for regression).
+    pub fn new(task: Task, input: &[usize], classes: usize, network: Network) -> Architecture {
         let outputs = if task == Task::Multiclass { classes } else { 1 };
-        Architecture { task, inputs, outputs, mlp }
+        Architecture { task, input: input.to_vec(), outputs, network }
+    }
+
+    /// Numbers an example.
+    pub fn width(&self) -> usize {
+        self.input.iter().product()
     }
 }
 
@@ -54,7 +96,8 @@ impl Architecture {
 pub struct Model {
     architecture: Architecture,
     arena: Arena,
-    layers: Vec<Linear>,
+    modules: Sequential,
+    summary: Vec<SummaryRow>,
 }
 
 /// A network's answers to some rows.
@@ -90,26 +133,10 @@ impl Answers {
 impl Model {
     /// A new network, its initial values drawn from `seed`.
     pub fn new(architecture: Architecture, seed: u64, device: Device) -> Result<Model> {
-        architecture.mlp.check()?;
         let arena = Arena::new(DType::F32, device)?;
         let scope = Scope::new(&arena, seed);
-        // Positions of the layers in torch.nn.Sequential(Linear, ReLU, [Dropout,] Linear, …).
-        let stride = if architecture.mlp.dropout > 0.0 { 3 } else { 2 };
-        let hidden = &architecture.mlp.hidden;
-        let widths: Vec<usize> =
-            [architecture.inputs].iter().chain(hidden).chain(&[architecture.outputs]).copied().collect();
-        check_memory(&widths)?;
-        let layer = |(i, pair): (usize, &[usize])| {
-            let layer = Linear::new(&scope.enter(i * stride), pair[0], pair[1])?;
-            let last = i == hidden.len();
-            Ok(layer.with_activation(if last {
-                Activation::Identity
-            } else {
-                architecture.mlp.activation.into()
-            }))
-        };
-        let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
-        Ok(Model { architecture, arena, layers })
+        let built = network::build(&architecture.network, &scope, &architecture.input, architecture.outputs)?;
+        Ok(Model { architecture, arena, modules: built.modules, summary: built.summary })
     }
 
     /// What it was built from.
@@ -117,21 +144,21 @@ impl Model {
         &self.architecture
     }
 
+    /// Its layers, in order, with the shapes behind them.
+    pub fn summary(&self) -> &[SummaryRow] {
+        &self.summary
+    }
+
     /// Its parameters.
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
-    /// The answers before the last nonlinearity, `[rows, outputs]`, to `x` `[rows, inputs]`: logits or scaled values.
+    /// The answers before the last nonlinearity, `[rows, outputs]`, to `x`: `[rows, ..]` with an example's dimensions, or
+    /// with all its numbers in one. Logits or scaled values.
     pub fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        let (last, hidden) =
-            self.layers.split_last().ok_or_else(|| Error::internal("a network without layers"))?;
-        let mut x = x.clone();
-        for layer in hidden {
-            x = layer.forward(cx, &x)?;
-            x = cx.dropout(&x, self.architecture.mlp.dropout)?;
-        }
-        last.forward(cx, &x)
+        let x = self.architecture.network.see(x, &self.architecture.input)?;
+        self.modules.forward(cx, &x)
     }
 
     /// The mean loss of `outputs` `[rows, outputs]`, a 0-d tensor: cross-entropy, two-class cross-entropy on logits, or
@@ -187,9 +214,8 @@ impl Model {
 
     /// Answers to `features` (row-major `[rows, inputs]`) in evaluation mode, and the mean loss if targets are given.
     pub fn evaluate(&self, features: &[f32], targets: Option<&Targets>) -> Result<(Answers, f64)> {
-        /// Rows at a time: enough for fast products, few enough for the cache.
-        const ROWS: usize = 1024;
-        let width = self.architecture.inputs;
+        let at_once = self.rows_at_once();
+        let width = self.architecture.width();
         let rows = features.len() / width.max(1);
         let classes = if self.architecture.task == Task::Binary { 2 } else { self.architecture.outputs };
         let mut all = match self.architecture.task {
@@ -198,8 +224,8 @@ impl Model {
         };
         let mut loss = 0.0;
         no_grad(|| -> Result<()> {
-            for start in (0..rows).step_by(ROWS) {
-                let count = ROWS.min(rows - start);
+            for start in (0..rows).step_by(at_once) {
+                let count = at_once.min(rows - start);
                 let part = &features[start * width..(start + count) * width];
                 let x = Tensor::from_slice(part, [count, width], self.arena.device())?;
                 let outputs = self.forward(&mut Cx::eval(), &x)?;
@@ -223,6 +249,15 @@ impl Model {
         Ok((all, loss / rows as f64))
     }
 
+    /// Rows to evaluate at a time: enough for fast products, few enough for what lies between two layers to stay small.
+    fn rows_at_once(&self) -> usize {
+        const ROWS: usize = 1024;
+        const NUMBERS: usize = 1 << 22;
+        let shapes = self.summary.iter().map(|row| row.shape.iter().product());
+        let widest: usize = shapes.max().unwrap_or(0).max(self.architecture.width());
+        (NUMBERS / widest.max(1)).clamp(1, ROWS)
+    }
+
     /// The figures of `answers`, those of a regression in the target's own units.
     pub fn metrics(&self, answers: &Answers, targets: &Targets, target: &Target) -> Metrics {
         match (answers, targets) {
@@ -243,26 +278,33 @@ impl Model {
         }
     }
 
-    /// All parameters by name, copied to host memory.
+    /// All parameters, then all buffers, by name, copied to host memory.
     pub fn state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
-        let read = |param: crate::Param| Ok((param.name(), to_host(&param.get()?)?));
-        self.arena.params()?.into_iter().map(read).collect()
+        let params =
+            self.arena.params()?.into_iter().map(|param| Ok((param.name(), to_host(&param.get()?)?)));
+        let buffers = self.arena.buffers().into_iter();
+        params.chain(buffers.map(|buffer| Ok((buffer.name().to_owned(), to_host(buffer.get())?)))).collect()
     }
 
-    /// Overwrites all parameters. Errors (kind `Data`) unless there is exactly one tensor of the right shape for each.
+    /// Overwrites all parameters and buffers. Errors (kind `Data`) unless there is exactly one tensor of the right shape for
+    /// each.
     pub fn load_state<'a>(&self, mut tensors: Vec<(&str, HostTensor<'a>)>) -> Result<()> {
-        for param in self.arena.params()? {
-            let name = param.name();
+        let mut take = |name: &str, shape: Shape| {
             let Some(at) = tensors.iter().position(|(n, _)| *n == name) else {
                 return Err(Error::new(ErrorKind::Data, format!("the weights lack {name:?}")));
             };
             let (_, tensor) = tensors.swap_remove(at);
-            if tensor.shape() != param.shape().dims() {
-                let message =
-                    format!("{name:?} has shape {:?}, the model needs {}", tensor.shape(), param.shape());
+            if tensor.shape() != shape.dims() {
+                let message = format!("{name:?} has shape {:?}, the model needs {shape}", tensor.shape());
                 return Err(Error::new(ErrorKind::Data, message));
             }
-            param.set(&from_host(&tensor, self.arena.device())?)?;
+            from_host(&tensor, self.arena.device())
+        };
+        for param in self.arena.params()? {
+            param.set(&take(&param.name(), param.shape())?)?;
+        }
+        for buffer in self.arena.buffers() {
+            buffer.set(&take(buffer.name(), buffer.get().shape())?)?;
         }
         match tensors.first() {
             Some((name, _)) => {
@@ -271,24 +313,6 @@ impl Model {
             None => Ok(()),
         }
     }
-}
-
-/// Errors (kind `OutOfMemory`) if the system would refuse the memory that training layers of these widths takes. Asked in
-/// advance, because a vector that cannot be had ends the process.
-fn check_memory(widths: &[usize]) -> Result<()> {
-    // A parameter, its gradient and two moments in f32, and its initial value in f64.
-    const BYTES: usize = 24;
-    let layer = |pair: &[usize]| pair[0].checked_add(1)?.checked_mul(pair[1]);
-    let count = widths.windows(2).try_fold(0usize, |sum, pair| sum.checked_add(layer(pair)?));
-    let bytes = count.and_then(|count| count.checked_mul(BYTES));
-    if bytes.is_some_and(can_allocate) {
-        return Ok(());
-    }
-    let text =
-        bytes.map_or_else(|| "more bytes than can be counted".to_owned(), |bytes| format!("{bytes} bytes"));
-    let message =
-        format!("a network of layers {widths:?} needs {text} of memory to train, which cannot be had");
-    Err(Error::new(ErrorKind::OutOfMemory, message).with_help("make its layers narrower"))
 }
 
 /// Whether the system would give so many bytes now. It may still run out of them when they are used.

@@ -7,70 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::nn::Activation;
 use crate::optim::{Anneal, Plateau, Schedule};
 use crate::{Error, Result};
-
-/// A multi-layer perceptron between a model's inputs and its outputs.
-///
-/// Its text form is `mlp:` and the widths of the hidden layers, as in `mlp:256,128`; `mlp:` alone is a linear model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Mlp {
-    /// Widths of the hidden layers.
-    pub hidden: Vec<usize>,
-    /// The activation behind each hidden layer.
-    #[serde(default = "Hidden::relu")]
-    pub activation: Hidden,
-    /// Dropout behind each hidden layer.
-    #[serde(default)]
-    pub dropout: f64,
-}
-
-impl Mlp {
-    /// Errors if a width is 0 or dropout is no probability below 1.
-    pub fn check(&self) -> Result<()> {
-        if self.hidden.contains(&0) {
-            return Err(Error::argument(format!("{self}: a layer of width 0 passes nothing on")));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::argument(format!("dropout {} is not in [0, 1)", self.dropout)));
-        }
-        Ok(())
-    }
-}
-
-impl Default for Mlp {
-    fn default() -> Mlp {
-        Mlp { hidden: vec![256, 128], activation: Hidden::Relu, dropout: 0.0 }
-    }
-}
-
-impl fmt::Display for Mlp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let widths: Vec<String> = self.hidden.iter().map(usize::to_string).collect();
-        write!(f, "mlp:{}", widths.join(","))
-    }
-}
-
-impl FromStr for Mlp {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Mlp> {
-        let expected =
-            || Error::argument(format!("model {text:?}: expected mlp:WIDTH,WIDTH,… such as mlp:256,128"));
-        let widths = text.strip_prefix("mlp:").ok_or_else(expected)?;
-        let hidden = match widths {
-            "" => Vec::new(),
-            _ => {
-                widths.split(',').map(|w| w.trim().parse().map_err(|_| expected())).collect::<Result<_>>()?
-            }
-        };
-        let mlp = Mlp { hidden, ..Mlp::default() };
-        mlp.check()?;
-        Ok(mlp)
-    }
-}
 
 /// The activations of hidden layers, by the names that the command line and model files use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,24 +26,6 @@ pub enum Hidden {
     Tanh,
     /// 1 / (1 + e⁻ˣ)
     Sigmoid,
-}
-
-impl Hidden {
-    fn relu() -> Hidden {
-        Hidden::Relu
-    }
-}
-
-impl From<Hidden> for Activation {
-    fn from(hidden: Hidden) -> Activation {
-        match hidden {
-            Hidden::Relu => Activation::Relu,
-            Hidden::Gelu => Activation::Gelu,
-            Hidden::Silu => Activation::Silu,
-            Hidden::Tanh => Activation::Tanh,
-            Hidden::Sigmoid => Activation::Sigmoid,
-        }
-    }
 }
 
 /// The optimisers, by the names that the command line and model files use.
@@ -393,12 +313,6 @@ mod tests {
 
     #[test]
     fn text_forms_come_back() {
-        for text in ["mlp:256,128", "mlp:", "mlp:1"] {
-            assert_eq!(text.parse::<Mlp>().unwrap().to_string(), text);
-        }
-        for text in ["mlp", "mlp:0", "mlp:3,", "mlp:-1", "mlp:a", "resnet", ""] {
-            assert!(text.parse::<Mlp>().is_err(), "{text}");
-        }
         for text in [
             "constant",
             "linear:0.5",

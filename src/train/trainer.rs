@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use super::checkpoint::{self, Checkpoint, FORMAT, Judge, ModelFile, Progress};
 use super::metrics::Metrics;
 use super::model::{Architecture, Model};
-use super::spec::{Mlp, OptimizerKind, TrainConfig};
+use super::network::Network;
+use super::spec::{OptimizerKind, TrainConfig};
 use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Target, Targets};
 use crate::io::HostTensor;
 use crate::io::folder::{self, Folder};
@@ -176,7 +177,7 @@ impl Trainer {
     /// checkpoints go to `dir.partial` until then. `source` is kept in the model file for the caller's own use.
     pub fn new(
         data: Dataset,
-        mlp: Mlp,
+        network: Network,
         config: TrainConfig,
         source: toml::Table,
         device: Device,
@@ -184,7 +185,7 @@ impl Trainer {
     ) -> Result<Trainer> {
         config.check()?;
         let classes = data.preparation.target().classes().len();
-        let architecture = Architecture::new(data.task, data.preparation.width(), classes, mlp);
+        let architecture = Architecture::new(data.task, &data.preparation.shape(), classes, network);
         let model = Model::new(architecture.clone(), config.seed, device)?;
         let file = ModelFile {
             format: FORMAT,
@@ -241,10 +242,18 @@ impl Trainer {
         file: ModelFile,
         place: Place,
     ) -> Result<Trainer> {
+        // One row has no variance to normalise by: a last batch of one is left out.
+        let rows = data.train.rows();
+        let two = model.architecture().network.needs_two_rows(&model.architecture().input)?;
+        if two && config.batch.min(rows) < 2 {
+            let message = "the network normalises over the batch, which needs at least 2 rows a step";
+            return Err(Error::argument(message).with_help("give a larger --batch"));
+        }
+        let drops = two && rows % config.batch == 1;
         let options = LoaderOptions {
             batch: config.batch,
             order: Order::Shuffled { seed: config.seed },
-            last: LastBatch::Keep,
+            last: if drops { LastBatch::Drop } else { LastBatch::Keep },
             prefetch: None,
         };
         let optimizer = make_optimizer(&model, &config)?;
@@ -333,7 +342,7 @@ impl Trainer {
             let rows = batch.rows.len();
             let x = Tensor::from_slice(
                 &batch.features,
-                [rows, self.model.architecture().inputs],
+                [rows, self.model.architecture().width()],
                 self.model.arena().device(),
             )?;
             let targets = self.model.targets(&batch.targets)?;

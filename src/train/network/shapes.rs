@@ -1,0 +1,205 @@
+//! What shape each layer makes of one example, and what it refuses. Shapes here are without the batch.
+//!
+//! The ops have the same rules for their tensors; these come before any parameter is made, so that a description can be
+//! judged, and a message can name the layer.
+
+#![forbid(unsafe_code)]
+
+use super::layer::{ConvLayer, Layer, LayerKind, PoolLayer, Sizes, Steps};
+use crate::{Error, Result};
+
+/// The number of windows along a dimension of `size`. PyTorch's rule, as in `torch.nn.Conv2d`'s documentation.
+fn windows(
+    what: &str,
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    dilation: usize,
+) -> Result<usize> {
+    let zero = [("kernel_size", kernel), ("stride", stride), ("dilation", dilation)]
+        .into_iter()
+        .find(|(_, n)| *n == 0);
+    if let Some((name, _)) = zero {
+        return Err(Error::argument(format!("{what}: {name} 0: expected at least 1")));
+    }
+    let padded = padding.checked_mul(2).and_then(|both| both.checked_add(size));
+    let reach = dilation.checked_mul(kernel - 1).and_then(|n| n.checked_add(1));
+    match (padded, reach) {
+        (Some(padded), Some(reach)) if reach <= padded => Ok((padded - reach) / stride + 1),
+        _ => {
+            let message = format!(
+                "{what}: a window of {kernel} (dilation {dilation}) does not fit into {size} with {padding} of padding on both sides"
+            );
+            Err(Error::argument(message))
+        }
+    }
+}
+
+fn pooled<const N: usize>(what: &str, input: &[usize], pool: &PoolLayer<N>) -> Result<Vec<usize>> {
+    let (kernel, stride) = (pool.kernel_size, pool.stride.unwrap_or(pool.kernel_size));
+    let mut shape = ranked(what, input, N + 1)?.to_vec();
+    for i in 0..N {
+        if pool.padding.0[i] > kernel.0[i] / 2 {
+            let (padding, kernel) = (pool.padding.0[i], kernel.0[i]);
+            let message = format!("{what}: padding {padding} is more than half of the window {kernel}");
+            return Err(Error::argument(message));
+        }
+        shape[1 + i] = windows(what, shape[1 + i], kernel.0[i], stride.0[i], pool.padding.0[i], 1)?;
+    }
+    Ok(shape)
+}
+
+fn convolved<const N: usize>(what: &str, input: &[usize], conv: &ConvLayer<N>) -> Result<Vec<usize>> {
+    let mut shape = ranked(what, input, N + 1)?.to_vec();
+    let groups = conv.groups;
+    if conv.out_channels == 0
+        || groups == 0
+        || !shape[0].is_multiple_of(groups)
+        || !conv.out_channels.is_multiple_of(groups)
+    {
+        let (from, to) = (shape[0], conv.out_channels);
+        let message = format!("{what}: {from} channels to {to} cannot be divided into {groups} groups");
+        return Err(Error::argument(message));
+    }
+    shape[0] = conv.out_channels;
+    for i in 0..N {
+        let (k, s) = (conv.kernel_size.0[i], conv.stride.0[i]);
+        shape[1 + i] = windows(what, shape[1 + i], k, s, conv.padding.0[i], conv.dilation.0[i])?;
+    }
+    Ok(shape)
+}
+
+fn ranked<'a>(what: &str, input: &'a [usize], rank: usize) -> Result<&'a [usize]> {
+    if input.len() == rank {
+        return Ok(input);
+    }
+    let expected = ["", "[features]", "[channels, length]", "[channels, height, width]"][rank.min(3)];
+    Err(Error::argument(format!("{what}: needs an example of the shape {expected}, not {input:?}")))
+}
+
+fn at_least_one(what: &str, name: &str, n: usize) -> Result<usize> {
+    if n == 0 { Err(Error::argument(format!("{what}: {name} 0: expected at least 1"))) } else { Ok(n) }
+}
+
+fn is_probability(what: &str, p: f64) -> Result<()> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{what}: a dropout probability of {p} is not in [0, 1)")))
+}
+
+impl LayerKind {
+    /// The shape that it makes of an example of shape `input`.
+    ///
+    /// # Errors
+    /// Kind `Argument`: the layer cannot take such an example, or a setting is wrong by itself.
+    pub fn output_shape(&self, input: &[usize]) -> Result<Vec<usize>> {
+        let what = self.type_name();
+        Ok(match self {
+            LayerKind::Linear { out_features, .. } => {
+                let [rest @ .., _] = input else { return Err(ranked(what, input, 1).unwrap_err()) };
+                [rest, &[at_least_one(what, "out_features", *out_features)?]].concat()
+            }
+            LayerKind::Conv1d(conv) => convolved(what, input, conv)?,
+            LayerKind::Conv2d(conv) => convolved(what, input, conv)?,
+            LayerKind::MaxPool1d(pool) | LayerKind::AvgPool1d(pool) => pooled(what, input, pool)?,
+            LayerKind::MaxPool2d(pool) | LayerKind::AvgPool2d(pool) => pooled(what, input, pool)?,
+            LayerKind::AdaptiveAvgPool1d { output_size: Sizes([length]) } => {
+                let channels = ranked(what, input, 2)?[0];
+                vec![channels, at_least_one(what, "output_size", *length)?]
+            }
+            LayerKind::AdaptiveAvgPool2d { output_size: Sizes([height, width]) } => {
+                let channels = ranked(what, input, 3)?[0];
+                let [height, width] = [height, width].map(|&n| at_least_one(what, "output_size", n));
+                vec![channels, height?, width?]
+            }
+            LayerKind::Upsample { scale_factor, .. } => {
+                let factor = at_least_one(what, "scale_factor", *scale_factor)?;
+                let shape = ranked(what, input, 3)?;
+                vec![shape[0], shape[1] * factor, shape[2] * factor]
+            }
+            LayerKind::BatchNorm1d {} if input.len() == 1 => input.to_vec(),
+            LayerKind::BatchNorm1d {} => ranked(what, input, 2)?.to_vec(),
+            LayerKind::BatchNorm2d {} => ranked(what, input, 3)?.to_vec(),
+            LayerKind::GroupNorm { num_groups } => {
+                let channels = *input.first().unwrap_or(&0);
+                if *num_groups == 0 || channels == 0 || !channels.is_multiple_of(*num_groups) {
+                    let message =
+                        format!("{what}: {channels} channels cannot be divided into {num_groups} groups");
+                    return Err(Error::argument(message));
+                }
+                input.to_vec()
+            }
+            LayerKind::Lstm(layer) | LayerKind::Gru(layer) | LayerKind::Rnn(layer) => {
+                let [steps, _] = input else {
+                    let message = format!("{what}: needs a sequence [steps, features], not {input:?}");
+                    return Err(Error::argument(message)
+                        .with_help("input = \"sequence\" sees a picture as its rows, one a step"));
+                };
+                at_least_one(what, "num_layers", layer.num_layers)?;
+                is_probability(what, layer.dropout)?;
+                let directions = if layer.bidirectional { 2 } else { 1 };
+                let width = directions * at_least_one(what, "hidden_size", layer.hidden_size)?;
+                match layer.output {
+                    Steps::Last => vec![width],
+                    Steps::All => vec![*steps, width],
+                }
+            }
+            LayerKind::Dropout { p } => {
+                is_probability(what, *p)?;
+                input.to_vec()
+            }
+            LayerKind::Flatten {} => vec![input.iter().product()],
+            LayerKind::LayerNorm {}
+            | LayerKind::Relu {}
+            | LayerKind::Gelu {}
+            | LayerKind::Silu {}
+            | LayerKind::Tanh {}
+            | LayerKind::Sigmoid {} => input.to_vec(),
+            LayerKind::Sequential { layers } => output_shape(layers, input)?,
+            LayerKind::Residual { layers, shortcut } => {
+                let (main, past) = (output_shape(layers, input)?, output_shape(shortcut, input)?);
+                if main != past {
+                    let message = format!("residual: the layers make {main:?}, the shortcut {past:?}");
+                    return Err(Error::argument(message).with_help(
+                        "give a shortcut that makes the same shape, such as a conv2d of kernel_size 1",
+                    ));
+                }
+                main
+            }
+        })
+    }
+
+    /// The values of its largest parameter; nothing where they cannot be counted. For refusing in advance what no memory
+    /// could hold.
+    pub(super) fn largest_parameter(&self, input: &[usize]) -> Option<usize> {
+        let channels = *input.first().unwrap_or(&0);
+        let width = *input.last().unwrap_or(&0);
+        match self {
+            LayerKind::Linear { out_features, .. } => out_features.checked_mul(width),
+            LayerKind::Conv1d(c) => {
+                (channels / c.groups.max(1)).checked_mul(c.out_channels)?.checked_mul(c.kernel_size.0[0])
+            }
+            LayerKind::Conv2d(c) => {
+                let [height, width] = c.kernel_size.0;
+                (channels / c.groups.max(1))
+                    .checked_mul(c.out_channels)?
+                    .checked_mul(height)?
+                    .checked_mul(width)
+            }
+            LayerKind::Lstm(l) | LayerKind::Gru(l) | LayerKind::Rnn(l) => {
+                let widest = l.hidden_size.checked_mul(2)?.max(width);
+                l.hidden_size.checked_mul(4)?.checked_mul(widest)?.checked_mul(l.num_layers.checked_mul(2)?)
+            }
+            _ => Some(channels),
+        }
+    }
+}
+
+/// The shape that `layers`, one after the other, make of an example of shape `input`. Errors name the layer's place.
+pub fn output_shape(layers: &[Layer], input: &[usize]) -> Result<Vec<usize>> {
+    layers.iter().enumerate().try_fold(input.to_vec(), |shape, (i, layer)| {
+        layer.kind.output_shape(&shape).map_err(|e| e.context(format!("layer {i}")))
+    })
+}

@@ -1,0 +1,113 @@
+//! The networks that `--model` names against PyTorch's numbers (`tests/golden/networks.json`): names and shapes of all
+//! parameters and buffers, answers in training and evaluation, gradients, running statistics.
+
+#![cfg(feature = "train")]
+
+use serde_json::Value;
+use warpsmith::data::{Targets, Task};
+use warpsmith::nn::Cx;
+use warpsmith::tensor::no_grad;
+use warpsmith::train::{Architecture, Model};
+use warpsmith::{DType, Device, Tensor};
+
+const ROWS: usize = 4;
+
+/// The values that the script gives a parameter or an input.
+fn fill(shape: &[usize], kind: &str, phase: f64) -> Vec<f64> {
+    let fan: usize = shape.iter().skip(1).product();
+    let value = |i: usize| {
+        let wave = (0.7 * (i as f64).powf(1.1) + phase).sin();
+        match (kind, shape.len()) {
+            ("input", _) => wave,
+            (_, 2..) => wave * (2.0 / fan as f64).sqrt(),
+            ("weight", _) => 1.0 + 0.1 * wave,
+            _ => 0.1 * wave,
+        }
+    };
+    (0..shape.iter().product()).map(value).collect()
+}
+
+fn numbers(v: &Value) -> Vec<f64> {
+    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// Within `share` of the largest of `want`.
+fn assert_close(what: &str, got: &[f64], want: &[f64], share: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let size = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= share * size, "{what}[{i}]: {g:e} instead of {w:e}");
+    }
+}
+
+/// Sum and Euclidean norm.
+fn sums(t: &Tensor) -> Vec<f64> {
+    let values = t.to_f64_vec().unwrap();
+    vec![values.iter().sum(), values.iter().map(|v| v * v).sum::<f64>().sqrt()]
+}
+
+#[test]
+fn named_networks_are_pytorchs() {
+    let path = format!("{}/tests/golden/networks.json", env!("CARGO_MANIFEST_DIR"));
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let device = Device::cpu();
+    for case in file["cases"].as_array().unwrap() {
+        let name = case["model"].as_str().unwrap();
+        let input: Vec<usize> = numbers(&case["input"]).iter().map(|&n| n as usize).collect();
+        let architecture = Architecture::new(Task::Multiclass, &input, 10, name.parse().unwrap());
+        let model = Model::new(architecture, 0, device).unwrap();
+        let params = model.arena().params().unwrap();
+        let grads = case["grads"].as_object().unwrap();
+        assert_eq!(params.len(), grads.len(), "{name}");
+        for param in &params {
+            let key = param.name();
+            assert!(grads.contains_key(&key), "{name}: PyTorch has no {key}");
+            let kind = if key.contains("bias") { "bias" } else { "weight" };
+            let values = fill(param.shape().dims(), kind, 0.3 * key.len() as f64);
+            let values = Tensor::from_slice(&values, param.shape(), device).unwrap();
+            param.set(&values.to_dtype(DType::F32).unwrap()).unwrap();
+        }
+        let shape: Vec<usize> = [&[ROWS], input.as_slice()].concat();
+        let x = Tensor::from_slice(&fill(&shape, "input", 0.5), shape, device).unwrap();
+        let x = x.to_dtype(DType::F32).unwrap();
+        let targets = model.targets(&Targets::Classes((0..ROWS as i64).collect())).unwrap();
+
+        let mut cx = Cx::train(model.arena().step_block(), 0).unwrap();
+        let logits = model.forward(&mut cx, &x).unwrap();
+        assert_close(
+            &format!("{name} logits"),
+            &logits.to_f64_vec().unwrap(),
+            &numbers(&case["logits"]),
+            2e-5,
+        );
+        let loss = model.loss(&logits, &targets).unwrap();
+        assert_close(
+            &format!("{name} loss"),
+            &[loss.item().unwrap()],
+            &[case["loss"].as_f64().unwrap()],
+            2e-5,
+        );
+        model.arena().backward(&loss).unwrap();
+        for param in &params {
+            let got = sums(&param.grad().unwrap().unwrap());
+            let want = numbers(&grads[&param.name()]);
+            // A sum of many terms of both signs is as exact as their size, which the norm tells.
+            let count = (param.shape().numel() as f64).sqrt();
+            assert_close(&format!("{name} {} norm", param.name()), &got[1..], &want[1..], 3e-4);
+            let slack = 3e-4 * want[1] * count + 1e-6;
+            assert!(
+                (got[0] - want[0]).abs() <= slack,
+                "{name} {}: {got:?} instead of {want:?}",
+                param.name()
+            );
+        }
+        let buffers = model.arena().buffers();
+        assert_eq!(buffers.len(), case["buffers"].as_object().unwrap().len(), "{name}");
+        for buffer in buffers {
+            let what = format!("{name} {}", buffer.name());
+            assert_close(&what, &sums(buffer.get()), &numbers(&case["buffers"][buffer.name()]), 1e-4);
+        }
+        let evaluated = no_grad(|| model.forward(&mut Cx::eval(), &x)).unwrap().to_f64_vec().unwrap();
+        assert_close(&format!("{name} evaluated"), &evaluated, &numbers(&case["evaluated"]), 1e-4);
+    }
+}
