@@ -163,7 +163,7 @@ fn nothing_is_overwritten() {
     // A model that is trained anew takes the place of the old one, whose other files stay.
     place.write("m/notes.txt", "mine");
     place.ok("train --limit 300 --epochs 1 --model mlp:16 --out m");
-    assert!(place.text("m/model.toml").contains("hidden = [16]") && place.text("m/notes.txt") == "mine");
+    assert!(place.text("m/model.toml").contains("name = \"mlp:16\"") && place.text("m/notes.txt") == "mine");
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn a_model_of_a_newer_version_is_refused() {
         format!("{body}{:08x} {} checksums.txt\n", crc(body.as_bytes()), body.len()),
     );
     for command in ["predict --model m --input digits", "info m", "train --resume m --epochs 2"] {
-        place.refuses(command, 4, &["format 2", "newer"]);
+        place.refuses(command, 4, &["format 3", "newer"]);
     }
 }
 

@@ -233,7 +233,7 @@ fn settings_come_from_flags_then_the_file_then_defaults() {
     );
     let model = place.text("m/model.toml");
     assert!(
-        model.contains("lr = 0.01") && model.contains("hidden = [16]") && model.contains("batch = 32"),
+        model.contains("lr = 0.01") && model.contains("name = \"mlp:16\"") && model.contains("batch = 32"),
         "{model}"
     );
     place.write("net.toml", "hidden = [8, 4]\nactivation = 'tanh'\n");
@@ -241,7 +241,7 @@ fn settings_come_from_flags_then_the_file_then_defaults() {
         place.json("train --limit 300 --epochs 1 --model net.toml --quiet")["model"],
         "runs/digits-net"
     );
-    assert!(place.text("runs/digits-net/model.toml").contains("activation = \"tanh\""));
+    assert!(place.text("runs/digits-net/model.toml").contains("type = \"tanh\""));
 }
 
 #[test]
@@ -251,10 +251,8 @@ fn info_shows_models_and_tensors() {
     let text = place.ok("info m").stdout;
     assert!(text.matches("task ").count() == 1 && text.matches("target").count() == 0, "{text}");
     for word in [
-        "mlp:32 (relu)",
-        "64 inputs",
-        "10 outputs",
-        "2,410 parameters",
+        "network    mlp:32, 1x8x8 to 10, 2,410 parameters",
+        "  0  linear 32  32  2,080",
         "epochs     3 of 3",
         "data       digits",
     ] {
@@ -263,7 +261,7 @@ fn info_shows_models_and_tensors() {
     let value = place.json("info m");
     assert_eq!(
         (value["parameters"].as_u64(), value["epochs"].as_u64(), value["format"].as_u64()),
-        (Some(2410), Some(3), Some(1))
+        (Some(2410), Some(3), Some(2))
     );
     let file = place.ok("info m/model.safetensors").stdout;
     assert!(

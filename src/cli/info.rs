@@ -180,9 +180,9 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         let texts = preparation.inputs().iter().filter(|i| matches!(i, Input::Category { .. })).count();
         let numbers = preparation.inputs().len() - texts;
         writeln!(o, "columns    {numbers} of numbers, {texts} of texts")?;
-        // What is learnt has been said above.
-        for (key, value) in file.source.iter().filter(|(key, _)| !["task", "target"].contains(&key.as_str()))
-        {
+        // What is learnt, and with which network, has been said above.
+        const SAID: [&str; 5] = ["task", "target", "model", "activation", "dropout"];
+        for (key, value) in file.source.iter().filter(|(key, _)| !SAID.contains(&key.as_str())) {
             writeln!(o, "{key:10} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
         }
         let optimizer =

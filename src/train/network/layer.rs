@@ -289,8 +289,12 @@ impl From<Hidden> for LayerKind {
 impl Serialize for Layer {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let table = toml::Table::try_from(&self.kind).map_err(serde::ser::Error::custom)?;
-        let name = self.name.iter().map(|name| ("name".to_owned(), name.clone().into()));
-        name.chain(table).collect::<toml::Table>().serialize(s)
+        let name = self.name.iter().map(|name| ("name", toml::Value::from(name.clone())));
+        let kind = [("type", toml::Value::from(self.kind.type_name()))];
+        let settings = table.iter().filter(|(key, _)| *key != "type");
+        let settings = settings.map(|(key, value)| (key.as_str(), value.clone()));
+        // In this order, for people.
+        s.collect_map(name.chain(kind).chain(settings))
     }
 }
 

@@ -1,7 +1,9 @@
 //! Descriptions of networks: their text forms, their shapes, what is refused.
 
 use super::*;
+use crate::data::Task;
 use crate::nn::{Cx, Module, Scope};
+use crate::train::Architecture;
 use crate::{Arena, DType, Device};
 
 /// The network's answers to two examples, and its parameters' names and shapes.
@@ -119,6 +121,16 @@ fn an_mlp_has_the_names_and_shapes_of_a_sequential_in_pytorch() {
     assert_eq!(params[0].1, [5, 6]);
     let dropped = Network::mlp(&[5], Hidden::Relu, 0.5);
     assert_eq!(names(&built(&dropped, &[3], 1).1), ["0.weight", "0.bias", "3.weight", "3.bias"]);
+}
+
+#[test]
+fn an_architecture_of_format_1_is_read() {
+    let old =
+        "task = 'binary'\ninputs = 3\noutputs = 1\n[mlp]\nhidden = [4]\nactivation = 'tanh'\ndropout = 0.5\n";
+    let read: Architecture = toml::from_str(old).unwrap();
+    assert_eq!(read, Architecture::new(Task::Binary, &[3], 2, Network::mlp(&[4], Hidden::Tanh, 0.5)));
+    assert_eq!(toml::from_str::<Architecture>(&toml::to_string(&read).unwrap()).unwrap(), read);
+    assert!(toml::from_str::<Architecture>("task = 'binary'\ninputs = 3\noutputs = 1\n").is_err());
 }
 
 #[test]
