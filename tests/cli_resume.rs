@@ -77,7 +77,7 @@ fn contradictions_name_both_values() {
         ("--optimizer sgd", ["sgd", "adam"]),
         ("--batch 8", ["8", "32"]),
         ("--activation tanh", ["tanh", "relu"]),
-        ("--dropout 0.1", ["0.1", "0"]),
+        ("--dropout 0.1", ["dropout 0.1", "mlp:16 (relu)"]),
         ("--clip 1", ["1", "none"]),
         ("--schedule cosine", ["cosine", "constant"]),
         ("--val-split 0.2", ["0.2", "0.1"]),
@@ -89,7 +89,7 @@ fn contradictions_name_both_values() {
     }
     // Of a description, all that it says counts, and nothing that it leaves open.
     place.write("net.toml", "hidden = [16]\nactivation = 'tanh'\ndropout = 0.1\n");
-    let both = ["net.toml: mlp:16 (tanh, dropout 0.1)", "mlp:16 (relu, dropout 0)"];
+    let both = ["net.toml: mlp:16 (tanh, dropout 0.1)", "mlp:16 (relu)"];
     place.refuses("train --resume m --epochs 3 --model net.toml", 2, &both);
     place.write("net.toml", "hidden = [16]\n");
     place.ok("train --data fruit.csv --epochs 1 --model net.toml --activation tanh --out n");

@@ -7,15 +7,14 @@
 
 use std::path::Path;
 
-use clap::ValueEnum;
-
 use super::input::Source;
 use super::output::Log;
 use super::settings::Settings;
 use super::train::{Run, build};
 use crate::io::folder;
 use crate::train::checkpoint::{self, ModelFile};
-use crate::train::{TrainConfig, Trainer};
+use crate::train::network::LayerKind;
+use crate::train::{Network, TrainConfig, Trainer};
 use crate::{Device, Error, Result};
 
 /// Settings that say where and how a run runs, or for how long, and not what it computes; and those of the network, which are
@@ -127,10 +126,18 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
             dropout: given.dropout.or(saved.dropout),
             ..Settings::default()
         };
-        let network = asked.network()?;
+        // What a description's file is called now does not matter.
+        let network = Network { name: built.name.clone(), ..asked.network()? };
         if network != *built {
-            let wanted = described(&asked, &network.name);
-            return Err(contradiction("model", &wanted, &described(saved, &built.name)));
+            let wanted = described(&asked.network()?);
+            return Err(match (&given.model, &given.activation) {
+                (Some(model), _) if *model == network.name => {
+                    contradiction("model", &wanted, &described(built))
+                }
+                (Some(model), _) => contradiction("model", &format!("{model}: {wanted}"), &described(built)),
+                (None, Some(_)) => contradiction("activation", &wanted, &described(built)),
+                (None, None) => contradiction("dropout", &wanted, &described(built)),
+            });
         }
     }
     let saved_table = saved.to_table()?;
@@ -154,12 +161,13 @@ fn refuse_contradictions(given: &Settings, saved: &Settings, file: &ModelFile) -
     Ok(())
 }
 
-/// A network's name and what the settings say of it besides: `mlp:16 (tanh, dropout 0.1)`.
-fn described(settings: &Settings, name: &str) -> String {
-    let activation = settings.activation.and_then(|a| Some(a.to_possible_value()?.get_name().to_owned()));
-    let dropout = settings.dropout.map(|p| format!("dropout {p}"));
+/// A network's name, its first activation and its first dropout: `mlp:16 (tanh, dropout 0.1)`.
+fn described(network: &Network) -> String {
+    let kinds = || network.layers.iter().map(|layer| &layer.kind);
+    let activation = kinds().find(|kind| kind.activation().is_some()).map(LayerKind::to_string);
+    let dropout = kinds().find(|kind| matches!(kind, LayerKind::Dropout { .. })).map(LayerKind::to_string);
     let said: Vec<String> = activation.into_iter().chain(dropout).collect();
-    if said.is_empty() { name.to_owned() } else { format!("{name} ({})", said.join(", ")) }
+    if said.is_empty() { network.name.clone() } else { format!("{network} ({})", said.join(", ")) }
 }
 
 /// Whether two texts name the same files, or the second names files that are no longer there.
