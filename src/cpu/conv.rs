@@ -1,9 +1,34 @@
-//! Convolution on slices.
+//! Convolution as a product without a matrix of its own: panels are packed straight out of an image for the tile kernels of
+//! `gemm`.
+//!
+//! **The method.** An image of a group (a band of its rows, where it is large) is copied once with zeros around it, widened to
+//! the type that is computed in and, where the kernel moves by more than a pixel, taken apart into planes of the pixels that one
+//! element of the kernel meets. There every row of the matrix that an im2col would make is runs of adjacent pixels, so packing
+//! 48 of them is a few vector moves. Forward and dx are one loop (`correlate`): dx of a stride s is s² small convolutions of dy,
+//! one for each remainder of the pixels' positions. dw sums over pixels (`weight`).
+//!
+//! **The bits of a result.** y and dx: as in `gemm`, runs of 256 fused multiply-adds over (channel, row, column of the kernel)
+//! in ascending order, added up in order; they depend on an image and the weights alone, not on batch or threads. dw: sums over at
+//! most 256 pixels, added up in the order of images within a part of the batch, then over the parts, which shapes alone decide.
+//!
+//! Refused: nothing. Sizes are the caller's duty (`infer` of the op).
 
 #![forbid(unsafe_code)]
 
+mod correlate;
+mod planes;
+#[cfg(test)]
+mod tests;
+mod weight;
+
+use std::borrow::Cow;
+
 use super::activation::Activation;
+use crate::Result;
+use crate::cpu::par;
 use crate::dtype::{Element, Float, Real};
+use correlate::{Correlation, Phase};
+use planes::Axis;
 
 /// The sizes of a convolution, checked by who makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +64,11 @@ pub struct Source<'a, T> {
     pub strides: [usize; 4],
 }
 
-impl<T: Element> Source<'_, T> {
-    fn at(&self, i: [usize; 4]) -> T {
-        self.data[(0..4).map(|d| i[d] * self.strides[d]).sum::<usize>()]
+impl<'a, T: Element> Source<'a, T> {
+    /// The elements from (i, j, 0, 0) on.
+    fn from(&self, i: usize, j: usize) -> &'a [T] {
+        // Where there are no elements, that may be past the end.
+        self.data.get(i * self.strides[0] + j * self.strides[1]..).unwrap_or(&[])
     }
 }
 
@@ -56,76 +83,116 @@ pub struct Epilogue<'a, T> {
     pub pre: Option<&'a mut [T]>,
 }
 
-/// Calls `f(image, filter, channel within the group, place of y, place of x, place of the kernel)` for each product.
-fn each_product(g: &Geometry, mut f: impl FnMut([usize; 4], [usize; 4], [usize; 4])) {
-    for n in 0..g.images {
-        for o in 0..g.groups * g.filters {
-            let first = o / g.filters * g.channels;
-            for (oh, ow) in (0..g.result[0]).flat_map(|h| (0..g.result[1]).map(move |w| (h, w))) {
-                for c in 0..g.channels {
-                    for (r, s) in (0..g.kernel[0]).flat_map(|r| (0..g.kernel[1]).map(move |s| (r, s))) {
-                        let h = (oh * g.stride[0] + r * g.dilation[0]).wrapping_sub(g.padding[0]);
-                        let w = (ow * g.stride[1] + s * g.dilation[1]).wrapping_sub(g.padding[1]);
-                        if h < g.image[0] && w < g.image[1] {
-                            f([n, o, oh, ow], [n, first + c, h, w], [o, c, r, s]);
-                        }
-                    }
-                }
-            }
-        }
+impl<T> Epilogue<'_, T> {
+    /// Nothing.
+    fn none() -> Self {
+        Epilogue { bias: None, activation: Activation::Identity, pre: None }
     }
 }
 
-fn place(i: [usize; 4], sizes: [usize; 3]) -> usize {
-    ((i[0] * sizes[0] + i[1]) * sizes[1] + i[2]) * sizes[2] + i[3]
-}
-
-/// y = f(x ⋆ w + b)
+/// y `[images, groups · filters, result]` = f(x ⋆ w + b), from x `[images, groups · channels, image]` and
+/// w `[groups · filters, channels, kernel]`.
 pub fn forward<T: Float>(
     g: &Geometry,
     x: Source<'_, T>,
     w: Source<'_, T>,
     y: &mut [T],
-    mut epilogue: Epilogue<'_, T>,
+    epilogue: Epilogue<'_, T>,
 ) {
-    let filters = g.groups * g.filters;
-    let mut sums = vec![T::Acc::ZERO; y.len()];
-    each_product(g, |at, from, by| {
-        let sum = &mut sums[place(at, [filters, g.result[0], g.result[1]])];
-        *sum = x.at(from).to_acc().mul_add(w.at(by).to_acc(), *sum);
-    });
-    let plane = g.result[0] * g.result[1];
-    for (i, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
-        let z = sum + epilogue.bias.map_or(T::Acc::ZERO, |b| b[i / plane % filters].to_acc());
-        if let Some(pre) = &mut epilogue.pre {
-            pre[i] = T::from_acc(z);
-        }
-        *y = T::from_acc(epilogue.activation.apply(z));
-    }
+    let axes = [0, 1].map(|d| Axis::forward(g, d));
+    let whole = axes[0].taps.len() == g.kernel[0] && axes[1].taps.len() == g.kernel[1];
+    let [a, b, c, d] = w.strides;
+    let k = g.channels * g.kernel[0] * g.kernel[1];
+    let rows = g.groups * g.filters;
+    let packed = [a, b, c, d] == [k, g.kernel[0] * g.kernel[1], g.kernel[1], 1];
+    let borrowed = if whole && packed && T::DTYPE == <T::Acc as Element>::DTYPE {
+        bytemuck::try_cast_slice::<T, T::Acc>(w.data).ok().filter(|w| w.len() >= rows * k)
+    } else {
+        None
+    };
+    let weights = match borrowed {
+        Some(weights) => Cow::Borrowed(weights),
+        None => Cow::Owned(gathered(&axes, rows, g.channels, |o, c, r, s| {
+            w.data[o * w.strides[0] + c * w.strides[1] + r * w.strides[2] + s * w.strides[3]]
+        })),
+    };
+    let work = Correlation {
+        source: x,
+        groups: g.groups,
+        channels: g.channels,
+        filters: g.filters,
+        step: [1, 1],
+        size: g.result,
+        phases: vec![Phase { axes, first: [0, 0], weights }],
+    };
+    work.run(y, false, epilogue);
 }
 
-fn store<T: Float>(out: &mut [T], sums: &[T::Acc], add: bool) {
-    for (out, &sum) in out.iter_mut().zip(sums) {
-        *out = T::from_acc(if add { out.to_acc() + sum } else { sum });
-    }
-}
-
-/// dx (+)= what each dy sends back.
+/// dx `[images, groups · channels, image]` (+)= what each element of dy `[images, groups · filters, result]` sends back through
+/// w `[groups · filters, channels, kernel]`.
 pub fn input_backward<T: Float>(g: &Geometry, dy: Source<'_, T>, w: Source<'_, T>, dx: &mut [T], add: bool) {
-    let mut sums = vec![T::Acc::ZERO; dx.len()];
-    each_product(g, |at, from, by| {
-        let sum = &mut sums[place(from, [g.groups * g.channels, g.image[0], g.image[1]])];
-        *sum = dy.at(at).to_acc().mul_add(w.at(by).to_acc(), *sum);
-    });
-    store(dx, &sums, add);
+    let mut phases = Vec::new();
+    for a in 0..g.stride[0].min(g.image[0]) {
+        for b in 0..g.stride[1].min(g.image[1]) {
+            let axes = [Axis::backward(g, 0, a), Axis::backward(g, 1, b)];
+            let weights = gathered(&axes, g.groups * g.channels, g.filters, |row, f, r, s| {
+                let (group, c) = (row / g.channels, row % g.channels);
+                let o = group * g.filters + f;
+                w.data[o * w.strides[0] + c * w.strides[1] + r * w.strides[2] + s * w.strides[3]]
+            });
+            phases.push(Phase { axes, first: [a, b], weights: Cow::Owned(weights) });
+        }
+    }
+    let work = Correlation {
+        source: dy,
+        groups: g.groups,
+        channels: g.filters,
+        filters: g.channels,
+        step: g.stride.map(|s| s.max(1)),
+        size: g.image,
+        phases,
+    };
+    work.run(dx, add, Epilogue::none());
 }
 
-/// dw (+)= Σ dy x over images and places.
-pub fn weight_backward<T: Float>(g: &Geometry, dy: Source<'_, T>, x: Source<'_, T>, dw: &mut [T], add: bool) {
-    let mut sums = vec![T::Acc::ZERO; dw.len()];
-    each_product(g, |at, from, by| {
-        let sum = &mut sums[place(by, [g.channels, g.kernel[0], g.kernel[1]])];
-        *sum = dy.at(at).to_acc().mul_add(x.at(from).to_acc(), *sum);
+/// dw `[groups · filters, channels, kernel]` (+)= Σ dy x over images and places.
+///
+/// # Errors
+/// If there is no memory for the sums.
+pub fn weight_backward<T: Float>(
+    g: &Geometry,
+    dy: Source<'_, T>,
+    x: Source<'_, T>,
+    dw: &mut [T],
+    add: bool,
+) -> Result<()> {
+    weight::run(g, dy, x, dw, add)
+}
+
+/// Weights as rows by (channel, row, column of the kernel), those elements left out that meet no pixel.
+fn gathered<T: Float<Acc = R>, R: Real>(
+    axes: &[Axis; 2],
+    rows: usize,
+    channels: usize,
+    at: impl Fn(usize, usize, usize, usize) -> T + Sync,
+) -> Vec<R> {
+    let k = channels * axes[0].taps.len() * axes[1].taps.len();
+    let mut weights = vec![R::ZERO; rows * k];
+    if k == 0 {
+        return weights;
+    }
+    let share = (4096 / k).max(1);
+    par::for_each_chunk_mut(&mut weights, share * k, |i, part| {
+        for (j, row) in part.chunks_exact_mut(k).enumerate() {
+            let mut row = row.iter_mut();
+            for c in 0..channels {
+                for r in &axes[0].taps {
+                    for (s, to) in axes[1].taps.iter().zip(&mut row) {
+                        *to = at(i * share + j, c, r.element, s.element).to_acc();
+                    }
+                }
+            }
+        }
     });
-    store(dw, &sums, add);
+    weights
 }

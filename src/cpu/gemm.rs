@@ -16,7 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod epilogue;
-mod pack;
+pub(in crate::cpu) mod pack;
 mod packed;
 #[cfg(test)]
 mod tests;

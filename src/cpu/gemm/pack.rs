@@ -12,20 +12,22 @@ use half::slice::HalfFloatSliceExt;
 /// A cache line: what buffers are made of, so that packed vectors never straddle two.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
+pub(in crate::cpu) struct Line([u8; 64]);
 
 /// The buffers of one thread; they grow to the largest product it has computed and are kept for the next.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub(in crate::cpu) struct Buffers {
     /// The packed vector side: at most BLOCK columns by RUN steps.
     pub panels: Vec<Line>,
     /// One strip of rows of the other side, or of the result.
     pub strip: Vec<Line>,
     /// Sums that cannot be kept in C: transposed or wider ones.
     pub sums: Vec<Line>,
+    /// An image with zeros around it (convolution).
+    pub planes: Vec<Line>,
 }
 
-/// Sums larger than this are given back after use.
+/// Sums and images larger than this are given back after use.
 const KEEP: usize = (8 << 20) / size_of::<Line>();
 
 impl Buffers {
@@ -36,15 +38,17 @@ impl Buffers {
         }
         let mut buffers = BUFFERS.take();
         f(&mut buffers);
-        if buffers.sums.capacity() > KEEP {
-            buffers.sums = Vec::new();
+        for large in [&mut buffers.sums, &mut buffers.planes] {
+            if large.capacity() > KEEP {
+                *large = Vec::new();
+            }
         }
         BUFFERS.set(buffers);
     }
 }
 
 /// The first `len` elements of a buffer, which grows if it must; their values are arbitrary.
-pub(super) fn view<R: Real>(buffer: &mut Vec<Line>, len: usize) -> &mut [R] {
+pub(in crate::cpu) fn view<R: Real>(buffer: &mut Vec<Line>, len: usize) -> &mut [R] {
     let lines = (len * size_of::<R>()).div_ceil(size_of::<Line>());
     if buffer.len() < lines {
         buffer.resize(lines, Line([0; 64]));

@@ -129,8 +129,7 @@ impl Op for ConvWeightBackward {
         let sizes = Sizes::weight(Self::NAME, &self.conv, &dy.shape(), &x.shape(), self.kernel)?;
         let add = dw.mode() == Mode::Accumulate;
         dispatch!(float dw.dtype(), T => {
-            cpu::weight_backward::<T>(&sizes.0, source(dy), source(x), dw.slice::<T>(), add);
-            Ok(())
+            cpu::weight_backward::<T>(&sizes.0, source(dy), source(x), dw.slice::<T>(), add)
         }, else Err(Error::internal("not a float")))
     }
 
