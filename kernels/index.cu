@@ -231,3 +231,18 @@ KERNEL(sum_rows, types(T: f32, bf16, f16), ints(VEC: 1, 4), in(u64, pairs, n), i
         store_vec(to, out);
     }
 }
+
+// Rows of `classes` numbers with a one where the index says, else zeros.
+KERNEL(one_hot, types(I: i32, i64), in(I, index, n), out(i64, y, n * classes), inout(u32, fault, any), val(u64, n),
+       val(u64, classes), launch(grid = ceil_div(n * classes, 1024), block = 256, shared = 0)) {
+    const u64 first = u64(blockIdx.x) * 1024 + threadIdx.x;
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+        const u64 e = first + k * 256;
+        if (e >= n * classes) return;
+        const u64 row = (e | classes) >> 32 ? e / classes : u32(e) / u32(classes), column = e - row * classes;
+        const I found = index[row];
+        if (column == 0 && !in_range(found, classes)) report(fault, i64(found), row);
+        y[e] = u64(i64(found)) == column;
+    }
+}

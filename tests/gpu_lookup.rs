@@ -1,5 +1,6 @@
 //! What the op cases are too small for, on a GPU (the simulated one, or that which WARPSMITH_TEST_DEVICE names): sums over
-//! more indices than one block sorts, with destinations that recur often; and the errors of indices that do not exist.
+//! more indices than one block sorts, with destinations that recur often; rows that several blocks sort or add up; and the
+//! errors of indices that do not exist.
 
 use warpsmith::autograd::backward_from;
 use warpsmith::device::sim::{Order, SimOptions};
@@ -105,12 +106,84 @@ fn the_first_bad_index_is_named_as_on_the_cpu() {
     same_error(|d| x(d).index_select(1, &ids(&[0, -1], &[2], d)));
     same_error(|d| x(d).index_select(0, &ids(&[0, 4, 5], &[3], d)));
     same_error(|d| x(d).gather(0, &ids(&[0, 1, 7, 3, 4, 5], &[2, 3], d)));
+    same_error(|d| x(d).scatter_add(1, &ids(&[0, 1, 3, 4], &[4, 1], d), &x(d)));
+    same_error(|d| ids(&[0, 1, 2, -7, 3, 9], &[3, 2], d).one_hot(3));
     same_error(|d| x(d).cross_entropy(&ids(&[0, 1, 3, -2], &[4], d), CrossEntropy::default()));
     same_error(|d| {
         let wide = Tensor::zeros([600, 2], DType::F32, d)?;
         let list: Vec<i64> = (0..600).map(|i| if i > 300 { 2 + i } else { 1 }).collect();
         wide.cross_entropy(&ids(&list, &[600], d), CrossEntropy::default())
     });
+}
+
+#[test]
+fn long_rows_and_many_rows_are_sorted_as_on_the_cpu() {
+    let cases: [(&[usize], DType); 6] = [
+        (&[2, 9000], DType::F32),
+        (&[1, 12_289], DType::BF16),
+        (&[1, 4097], DType::I64),
+        (&[1, 5000], DType::U8),
+        (&[70_000, 3], DType::F32),
+        (&[9, 2049], DType::I32),
+    ];
+    for (shape, dtype) in cases {
+        let numbers: Vec<f32> = noise(shape.iter().product(), 5).iter().map(|v| v * 1000.0).collect();
+        let x = Tensor::from_slice(&numbers, shape, Device::Cpu).unwrap();
+        let x =
+            if dtype == DType::U8 { x.abs().unwrap().to_dtype(dtype) } else { x.to_dtype(dtype) }.unwrap();
+        for descending in [false, true] {
+            let all = |device| {
+                let x = x.to_device(device).unwrap();
+                let mut found = vec![x.sort(-1, descending, true).unwrap()];
+                // In one round of tiles, in two, and by sorting all.
+                for k in [1, 512, 700] {
+                    found.extend((k <= shape[1]).then(|| x.topk(k, -1, descending, true).unwrap()));
+                }
+                let numbers = |t: (Tensor, Tensor)| [t.0.to_f64_vec().unwrap(), t.1.to_f64_vec().unwrap()];
+                found.into_iter().map(numbers).collect::<Vec<_>>()
+            };
+            assert!(all(device()) == all(Device::Cpu), "{shape:?} {dtype} descending {descending}");
+        }
+    }
+}
+
+#[test]
+fn sorting_has_one_result_under_every_schedule() {
+    let x = Tensor::from_slice(&noise(5000, 1), 5000, Device::Cpu).unwrap().to_dtype(DType::BF16).unwrap();
+    let want = x.argsort(0, true).unwrap().to_vec::<i64>().unwrap();
+    for (order, seed) in [(Order::Forward, 0), (Order::Reverse, 0), (Order::Random, 1), (Order::Pct, 2)] {
+        let device = Device::sim_with(SimOptions { order, seed, checked: true, ..SimOptions::default() });
+        let got = x.to_device(device).unwrap().argsort(0, true).unwrap();
+        assert!(got.to_vec::<i64>().unwrap() == want, "{order:?}");
+    }
+}
+
+#[test]
+fn running_sums_of_many_pieces_are_those_of_the_cpu() {
+    // Pieces of pieces; many rows; few columns in pieces; the middle dimension.
+    let cases: [(&[usize], isize); 5] = [
+        (&[1024 * 1024 + 3], 0),
+        (&[2, 4 * 1030], 1),
+        (&[70_000, 2], 1),
+        (&[5000, 3], 0),
+        (&[3, 1500, 2], 1),
+    ];
+    for (shape, dim) in cases {
+        let numbers: Vec<f32> = noise(shape.iter().product(), 7).iter().map(|v| (v * 8.0).round()).collect();
+        let x = Tensor::from_slice(&numbers, shape, Device::Cpu).unwrap();
+        for dtype in [DType::F32, DType::I32] {
+            let x = x.to_dtype(dtype).unwrap();
+            // Whole numbers, so that no order rounds.
+            let want = x.cumsum(dim).unwrap().to_f64_vec().unwrap();
+            let got = x.to_device(device()).unwrap().cumsum(dim).unwrap().to_f64_vec().unwrap();
+            assert!(got == want, "{shape:?} {dtype}");
+        }
+        let gradient =
+            |device| gradient(&x.to_device(device).unwrap(), |x| x.cumsum(dim)).to_f64_vec().unwrap();
+        for (at, (g, w)) in gradient(device()).iter().zip(gradient(Device::Cpu)).enumerate() {
+            assert!((g - w).abs() <= 0.05 + 1e-5 * w.abs(), "{shape:?} [{at}]: {g} instead of {w}");
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Here: 2 to 8, 10 to 13, 15, 16, 19 to 23, 25 to 33, 34 (threads), 37. In other files: 2, 5, 7, 8, 19 and 33 for **every** op
 //! (conformance.rs, gradients.rs), 14 (training.rs: curves and goldens), 17 and 36 (faults_save.rs). With the issue that
-//! brings what they are about: 1, 20 (convolution; the batch rule of 20 is tested here for products), 3 for sorting,
+//! brings what they are about: 1, 20 (convolution; the batch rule of 20 is tested here for products),
 //! 9 (doctor), 18 (several ranks), 24 (captured steps), 34 for streams, 35 (pooling).
 
 use std::sync::Arc;
@@ -300,6 +300,52 @@ fn n20_a_batch_equals_its_slices() {
         let one = x.select(0, i).unwrap().matmul(&w.select(0, i).unwrap()).unwrap();
         assert_eq!(bits(&whole.select(0, i).unwrap()), bits(&one), "matrix {i}");
     }
+}
+
+/// 2 and 3 for sorting: a view's start is forgotten; rows wider than a block (1,024), than its shared memory (8,192), than
+/// any; as many rows as a grid's side has blocks (65,535), and more.
+#[test]
+fn n2_n3_rows_of_any_width_and_number_are_sorted_wherever_they_lie() {
+    let sizes = [
+        (2, 1023),
+        (2, 1024),
+        (2, 1025),
+        (2, 8192),
+        (1, 8193),
+        (1, 32_000),
+        (1, 128_256),
+        (65_536, 3),
+        (70_000, 2),
+    ];
+    for (rows, n) in sizes {
+        let all = noise(&[rows + 2, n + 5]);
+        let x = all.narrow(0, 1, rows).unwrap().narrow(1, 3, n).unwrap();
+        let plain: Vec<f32> = x.to_vec().unwrap();
+        let (sorted, places) = x.sort(1, false, false).unwrap();
+        let (turned, _) = x.t().unwrap().sort(0, false, false).unwrap();
+        let (top, top_places) = x.topk(2, 1, false, true).unwrap();
+        let (sorted, places) = (sorted.to_vec::<f32>().unwrap(), places.to_vec::<i64>().unwrap());
+        let top: Vec<f32> = top.to_vec().unwrap();
+        for (r, row) in plain.chunks(n).enumerate() {
+            let mut want: Vec<usize> = (0..n).collect();
+            want.sort_by(|&a, &b| row[a].total_cmp(&row[b]));
+            let here = r * n..(r + 1) * n;
+            assert!(places[here.clone()].iter().zip(&want).all(|(&p, &w)| p as usize == w), "{rows} x {n}");
+            assert!(sorted[here].iter().zip(&want).all(|(&v, &w)| v == row[w]), "{rows} x {n}");
+            assert_eq!(top[2 * r..2 * r + 2], [row[want[0]], row[want[1]]], "{rows} x {n}");
+        }
+        assert_eq!(top_places.dims(), [rows, 2]);
+        let back: Vec<f32> = turned.t().unwrap().to_vec().unwrap();
+        assert!(back == sorted, "{rows} x {n}");
+    }
+}
+
+/// Running sums of i32 whose total does not fit 32 bits.
+#[test]
+fn running_sums_of_integers_are_those_of_64_bits() {
+    let x = Tensor::full([5], 2e9, DType::I32, CPU).unwrap();
+    let want: Vec<i64> = (1..=5).map(|i| i * 2_000_000_000).collect();
+    assert_eq!(x.cumsum(0).unwrap().to_vec::<i64>().unwrap(), want);
 }
 
 /// 22: leaves that are told apart by their values.

@@ -114,6 +114,49 @@ const FAULTS: &[Fault] = &[
         keep: "",
         cases: "matmul",
     },
+    // The barrier between exchanges, left out.
+    Fault {
+        file: "sort.cu",
+        from: "or the last exchange.\n            __syncthreads();",
+        to: "or the last exchange.",
+        kernel: "sort.sort_rows",
+        keep: "f32",
+        cases: "sort",
+    },
+    // Equal digits out of order.
+    Fault {
+        file: "sort.cu",
+        from: "((1u << lane) - 1)",
+        to: "(~(1u << lane) & ~((1u << lane) - 1))",
+        kernel: "sort.radix_scatter",
+        keep: "",
+        cases: "sort",
+    },
+    Fault {
+        file: "sort.cu",
+        from: "        __syncwarp();   // all have read `next`\n",
+        to: "",
+        kernel: "sort.radix_scatter",
+        keep: "",
+        cases: "sort",
+    },
+    // A barrier that publishes, left out; a piece that starts from the wrong total.
+    Fault {
+        file: "scan.cu",
+        from: "__syncthreads();   // publishes `parts`",
+        to: "// publishes `parts`",
+        kernel: "scan.long_rows",
+        keep: "f32",
+        cases: "cumsum",
+    },
+    Fault {
+        file: "scan.cu",
+        from: "ends[thread - inner]",
+        to: "ends[thread]",
+        kernel: "scan.columns",
+        keep: "f32",
+        cases: "cumsum",
+    },
     // A factor forgotten.
     Fault {
         file: "dropout.cu",

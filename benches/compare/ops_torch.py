@@ -67,10 +67,19 @@ def cases(torch):
     yield "cat_axis1", lambda a, b: torch.cat([a, b], 1), [x, other]
     yield "transpose_copy", lambda t: t.t().contiguous(), [x]
     yield "dropout", lambda t: F.dropout(t, 0.5, True), [x]
+    yield "sort", lambda t: torch.sort(t, 1)[0], [x]
+    yield "argsort", lambda t: torch.argsort(t, 1, descending=True), [x.detach()]
+    yield "topk", lambda t: torch.topk(t, 10, 1)[0], [x]
+    yield "cumsum_axis0", lambda t: torch.cumsum(t, 0), [x]
+    yield "cumsum_axis1", lambda t: torch.cumsum(t, 1), [x]
+    yield "scatter_add", lambda t, s: torch.scatter_add(t, 1, columns, s), [x, other]
+    yield "one_hot", lambda t: F.one_hot(chosen, n), [x.detach()]
 
 
 # No gradient, or one that PyTorch returns as a view of dy (expand, narrow, transpose): there is nothing to time.
-NO_BACKWARD = {"argmax_axis1", "add", "sum_all", "sum_axis0", "sum_axis1", "cat_axis0", "cat_axis1", "transpose_copy"}
+NO_BACKWARD = {
+    "argmax_axis1", "add", "sum_all", "sum_axis0", "sum_axis1", "cat_axis0", "cat_axis1", "transpose_copy", "argsort", "one_hot",
+}
 
 
 def measure(function, seconds):

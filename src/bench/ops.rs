@@ -274,6 +274,7 @@ fn cases(device: Device) -> Result<Vec<OpCase>> {
     losses(&mut cases)?;
     products(&mut cases)?;
     moving(&mut cases)?;
+    ordering(&mut cases)?;
     Ok(cases.list)
 }
 
@@ -495,6 +496,65 @@ fn moving(cases: &mut Cases) -> Result<()> {
         move |v, i| {
             if dropped[i] { 0.0 } else { 2.0 * v[0][i] as f64 }
         },
+    );
+    Ok(())
+}
+
+/// The elements of row `i` in descending order.
+fn descending(values: &[f32], i: usize) -> Vec<f32> {
+    let mut row = row_of(values, i * N, N).to_vec();
+    row.sort_by(|a, b| b.total_cmp(a));
+    row
+}
+
+/// Sorting, the ten largest, running sums, addition by index.
+fn ordering(cases: &mut Cases) -> Result<()> {
+    const K: usize = 10;
+    let (x, other) = (cases.normal(&[N, N], 0)?, cases.normal(&[N, N], 1)?);
+    // The gradient goes along as long as the difference swaps no two elements, as good as none of it.
+    let ascending = |v: &[Vec<f32>], i: usize| descending(&v[0], i / N)[N - 1 - i % N] as f64;
+    cases.add("sort", &[&x], |t| Ok(t[0].sort(1, false, false)?.0), ascending).probe = 1e-5;
+    cases.forward_only(
+        "argsort",
+        &[&x],
+        |t| t[0].argsort(1, true),
+        |v, i| {
+            let row = row_of(&v[0], i, N);
+            row.iter().position(|&value| value == descending(&v[0], i / N)[i % N]).unwrap_or(N) as f64
+        },
+    );
+    let largest = |v: &[Vec<f32>], i: usize| descending(&v[0], i / K)[i % K] as f64;
+    cases.add("topk", &[&x], |t| Ok(t[0].topk(K, 1, true, true)?.0), largest).probe = 1e-5;
+    let sum = |values: &mut dyn Iterator<Item = &f32>| values.map(|&v| v as f64).sum::<f64>();
+    cases.add(
+        "cumsum_axis0",
+        &[&x],
+        |t| t[0].cumsum(0),
+        move |v, i| sum(&mut v[0].iter().skip(i % N).step_by(N).take(i / N + 1)),
+    );
+    cases.add(
+        "cumsum_axis1",
+        &[&x],
+        |t| t[0].cumsum(1),
+        move |v, i| sum(&mut row_of(&v[0], i, N)[..i % N + 1].iter()),
+    );
+    let (columns, index) = cases.below(&[N, N], N, 4)?;
+    cases.add(
+        "scatter_add",
+        &[&x, &other],
+        move |t| t[0].scatter_add(1, &index, &t[1]),
+        move |v, i| {
+            let chosen = columns[i / N * N..][..N].iter().zip(row_of(&v[1], i, N));
+            let added = chosen.filter(|(c, _)| **c as usize == i % N).map(|(_, &s)| s as f64).sum::<f64>();
+            v[0][i] as f64 + added
+        },
+    );
+    let (classes, index) = cases.below(&[N], N, 5)?;
+    cases.forward_only(
+        "one_hot",
+        &[&x],
+        move |_| index.one_hot(N),
+        move |_, i| if classes[i / N] as usize == i % N { 1.0 } else { 0.0 },
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Lookup by index: embedding, gather, index_select, and the sums that are their gradients.
+//! Lookup by index: embedding, gather, index_select, and the sums that are their gradients; scatter_add and one_hot.
 //!
 //! Indices are i32 or i64 and lie in `0..size`; anything else, negative ones included, is an error that names the index,
 //! its position and the size. One kernel serves the three forward ops: it sees the index tensor under the output's shape,
@@ -10,7 +10,9 @@
 
 mod gpu;
 mod lookup;
+mod one_hot;
 mod scatter;
+mod scatter_add;
 #[cfg(test)]
 mod tests;
 
@@ -27,9 +29,20 @@ use crate::{DType, Error, Result, Shape, dispatch};
 use gpu::Sums;
 pub(super) use lookup::{Index, bad_index, float_dtype, index_dtype, out_of_range};
 use lookup::{Table, read_indices};
+pub use one_hot::OneHot;
 use scatter::{add_rows, plan_scatter, scatter, sort_positions};
+pub use scatter_add::ScatterAdd;
 
-super::family!(Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward);
+super::family!(
+    Embedding,
+    EmbeddingBackward,
+    Gather,
+    GatherBackward,
+    IndexSelect,
+    IndexSelectBackward,
+    OneHot,
+    ScatterAdd
+);
 
 /// Elements that one task handles: large enough to pay for handing it out, small enough to share 32 k elements.
 const GRAIN: usize = 16 * 1024;

@@ -28,8 +28,10 @@ mod pool;
 mod recurrent;
 mod reduce;
 mod run;
+mod scan;
 mod select;
 mod softmax;
+mod sort;
 mod sum_to;
 mod unary;
 
@@ -48,7 +50,10 @@ pub use copy::{Cast, Contiguous};
 pub use dropout::Dropout;
 pub use extremum::*;
 pub use group_norm::{GroupNorm, GroupNormBackward};
-pub use index::{Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward};
+pub use index::{
+    Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward, OneHot,
+    ScatterAdd,
+};
 pub use interpolate::{Interpolate, InterpolateBackward, Interpolation, Resize};
 pub use join::{Cat, Pad};
 pub use linear::Linear;
@@ -63,8 +68,10 @@ pub use pool::{
 pub use recurrent::*;
 pub use reduce::*;
 pub use run::{run, run_into, run1};
+pub use scan::CumSum;
 pub use select::Where;
 pub use softmax::*;
+pub use sort::{Sort, SortBackward, TopK};
 pub use sum_to::SumTo;
 pub use unary::*;
 
@@ -161,7 +168,9 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     reduce::visit(visitor);
     extremum::visit(visitor);
     moments::visit(visitor);
+    scan::visit(visitor);
     softmax::visit(visitor);
+    sort::visit(visitor);
     sum_to::visit(visitor);
     unary::visit(visitor);
 }

@@ -393,7 +393,7 @@ impl Op for LogSoftmaxBackward {
 }
 
 /// `dim` as a position; 0 and −1 of a 0-d tensor are fine.
-fn position_of(op: &'static str, x: &Tensor, dim: isize) -> Result<usize> {
+pub(super) fn position_of(op: &'static str, x: &Tensor, dim: isize) -> Result<usize> {
     if x.rank() == 0 && (dim == 0 || dim == -1) { Ok(0) } else { x.shape().dim(op, dim) }
 }
 

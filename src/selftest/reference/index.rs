@@ -1,10 +1,10 @@
-//! Lookup by index, concatenation and padding.
+//! Lookup and addition by index, one-hot rows, concatenation and padding.
 
 #![forbid(unsafe_code)]
 
 use std::any::Any;
 
-use crate::ops;
+use crate::{DType, ops};
 
 use super::dd::{Dd, dd};
 use super::{Expected, Specials};
@@ -65,7 +65,24 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         };
         return Some(vec![Expected::of(&shape, x.dtype, indices(&shape).map(value).collect())]);
     }
+    if let Some(op) = op.downcast_ref::<ops::OneHot>() {
+        let mut shape = x.shape.clone();
+        shape.push(op.classes);
+        let last = x.shape.len();
+        let hot = |i: Vec<usize>| dd(if at(x, &i[..last]) as usize == i[last] { 1.0 } else { 0.0 });
+        return Some(vec![Expected::of(&shape, DType::I64, indices(&shape).map(hot).collect())]);
+    }
     let ids = inputs.get(1)?;
+    if let Some(op) = op.downcast_ref::<ops::ScatterAdd>() {
+        let mut sums: Vec<(Dd, Dd)> = x.data.iter().map(|&v| (dd(v), dd(v).abs())).collect();
+        let steps = strides(&x.shape);
+        for (index, &v) in indices(&ids.shape).zip(&inputs[2].data) {
+            let to = replaced(&index, op.dim, at(ids, &index));
+            let place: usize = to.iter().zip(&steps).map(|(i, s)| i * s).sum();
+            sums[place] = (sums[place].0 + dd(v), sums[place].1 + dd(v).abs());
+        }
+        return Some(vec![Expected::scaled(&x.shape, x.dtype, sums)]);
+    }
     if op.is::<ops::Embedding>() {
         let mut shape = ids.shape.clone();
         shape.push(x.shape[1]);
@@ -99,6 +116,7 @@ pub fn specials(op: &dyn Any) -> Option<Specials> {
     if op.is::<ops::EmbeddingBackward>()
         || op.is::<ops::GatherBackward>()
         || op.is::<ops::IndexSelectBackward>()
+        || op.is::<ops::ScatterAdd>()
     {
         return Some(Specials::NotHuge);
     }

@@ -67,6 +67,36 @@ fn all() -> Vec<Box<dyn Any>> {
             vec![normal(&[300, 301])],
         ),
     ];
+    for (shape, dim) in [
+        ([300, 257], 1),
+        ([300, 257], 0),
+        ([3, 40_000], 1),
+        ([40_000, 3], 0),
+        ([65_537, 2], 1),
+        ([2, 66_001], 1),
+    ] {
+        let few = || Arg::constant(&shape, Values::Integers(-40, 40));
+        all.push(case(Sort { dim, descending: false }, vec![normal(&shape)]));
+        all.push(case(Sort { dim, descending: true }, vec![few()]));
+        for k in [1, shape[dim].min(20), shape[dim] / 2] {
+            all.push(case(TopK { k, dim, largest: true }, vec![few()]));
+        }
+        all.push(case(SortBackward { dim, size: 50 }, vec![normal(&shape), index(&shape, 50)]));
+        all.push(case(ScatterAdd { dim }, vec![normal(&shape), index(&shape, shape[dim]), normal(&shape)]));
+    }
+    all.push(case(OneHot { classes: 70 }, vec![Arg::typed(&[3000], Values::Index(70), DType::I64)]));
+    for (shape, dim) in [
+        (&[5, 4097][..], 1),
+        (&[4100, 4], 0),
+        (&[40, 300, 3], 1),
+        (&[9, 70, 600], 1),
+        (&[66_000, 2], 1),
+        (&[2, 70_001], 1),
+    ] {
+        for reverse in [false, true] {
+            all.push(case(CumSum { dim, reverse }, vec![normal(shape)]));
+        }
+    }
     all.extend(reductions(|axes, keepdim| Sum { axes, keepdim }));
     all.extend(reductions(|axes, keepdim| Mean { axes, keepdim }));
     all.extend(reductions(|axes, keepdim| Amax { axes, keepdim }));

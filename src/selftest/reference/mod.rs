@@ -19,6 +19,7 @@ pub mod pool;
 pub mod reduce;
 pub mod round;
 pub mod softmax;
+pub mod sort;
 pub mod unary;
 
 use std::any::Any;
@@ -72,6 +73,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         index::expected,
         reduce::expected,
         softmax::expected,
+        sort::expected,
         loss::expected,
         matmul::expected,
         norm::expected,
@@ -90,6 +92,7 @@ pub fn specials(op: &dyn Any) -> Option<Specials> {
         index::specials,
         reduce::specials,
         softmax::specials,
+        sort::specials,
         loss::specials,
         matmul::specials,
         pool::specials,
