@@ -23,6 +23,8 @@ def main():
     on_gpu = args.device.startswith("cuda")
     # As ours: products of f32 are f32's, unless the row says otherwise.
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
     torch.manual_seed(11)
     rows, cols, sides, parameters = (6, 96, (48, 64), 1000) if args.small else (16384, 4096, (4096, 8192), 1 << 26)
     done = []
@@ -92,6 +94,24 @@ def main():
                 a = torch.randn(side, side, device=args.device).to(dtype)
                 b = torch.randn(side, side, device=args.device).to(dtype)
                 bench(f"matmul_{name}_{side}", lambda: a @ b, operations=2 * side**3)
+    n, c, side = (2, 8, 6) if args.small else (64, 128, 28)
+    pixels = n * c * side * side
+    with torch.no_grad():
+        for name, dtype, size in (("f32", torch.float32, 4), ("bf16", torch.bfloat16, 2)):
+            x = torch.randn(n, c, side, side, device=args.device).to(dtype)
+            dy = torch.randn(n, c, side, side, device=args.device).to(dtype)
+            for kernel in (3, 1):
+                w = torch.randn(c, c, kernel, kernel, device=args.device).to(dtype)
+                operations, pad = 2 * pixels * c * kernel * kernel, [kernel // 2] * 2
+                bench(f"conv{kernel}x{kernel}_{name}", lambda: F.conv2d(x, w, padding=pad), operations=operations)
+                if kernel == 3:
+                    back = lambda mask: torch.ops.aten.convolution_backward(
+                        dy, x, w, [0], [1, 1], pad, [1, 1], False, [0, 0], 1, mask)
+                    bench(f"conv3x3_dgrad_{name}", lambda: back([True, False, False]), operations=operations)
+                    bench(f"conv3x3_wgrad_{name}", lambda: back([False, True, False]), operations=operations)
+            mean, var = torch.randn(c, device=args.device).to(dtype), torch.rand(c, device=args.device).to(dtype)
+            bench(f"max_pool_{name}", lambda: F.max_pool2d(x, 2), bytes=1.25 * pixels * size)
+            bench(f"batch_norm_{name}", lambda: F.batch_norm(x, mean, var), bytes=2 * pixels * size)
     gpu = torch.cuda.get_device_name() if on_gpu else "cpu"
     json.dump({"torch": torch.__version__, "gpu": gpu, "small": args.small, "rows": done}, sys.stdout)
     print()

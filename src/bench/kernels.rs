@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+mod images;
+
 use std::time::{Duration, Instant};
 
 use super::{Times, normal, wrong};
@@ -116,6 +118,7 @@ impl KernelsBench {
                 for side in sizes.sides {
                     self.product(stream, dtype, side, &mut report, &mut progress)?;
                 }
+                self.images(stream, dtype, &mut report, &mut progress)?;
             }
             Ok::<(), Error>(())
         })?;
@@ -314,30 +317,50 @@ impl KernelsBench {
         if !self.wanted(&name) {
             return Ok(());
         }
-        progress(&name);
         let a = tensor(&[side, side], dtype, 6, self.device)?;
         let b = tensor(&[side, side], dtype, 7, self.device)?;
-        let output = match a.matmul(&b) {
-            Ok(output) => output,
+        let check = |output: &Tensor| {
+            let host = b.to_device(Device::Cpu)?.to_dtype(DType::F32)?;
+            let spread = (side as f64).sqrt();
+            [0, side / 3 + 1, side - 1].into_iter().try_for_each(|row| {
+                // Sums of products of standard normal numbers: one missing or doubled is far outside of this.
+                let want = on_host(&a, row)?.matmul(&host)?;
+                near(&name, &on_host(output, row)?, &want, epsilon(dtype), 1e-4 * spread)
+            })
+        };
+        let work = Work::Operations(2.0 * (side as f64).powi(3));
+        self.row(stream, &name, work, report, progress, || a.matmul(&b), check)
+    }
+
+    /// Runs `call`, checks its result, times it; lists it where the device has no kernels for it.
+    #[allow(clippy::too_many_arguments, reason = "one row's whole description")]
+    fn row(
+        &self,
+        stream: &Stream,
+        name: &str,
+        work: Work,
+        report: &mut KernelReport,
+        progress: &mut impl FnMut(&str),
+        call: impl Fn() -> Result<Tensor>,
+        check: impl FnOnce(&Tensor) -> Result<()>,
+    ) -> Result<()> {
+        progress(name);
+        match call() {
+            Ok(output) => check(&output)?,
             Err(e) if e.kind() == ErrorKind::Unsupported => {
-                report.unsupported.push((name, e.to_string()));
+                report.unsupported.push((name.to_owned(), e.to_string()));
                 return Ok(());
             }
             Err(e) => return Err(e),
-        };
-        let host = b.to_device(Device::Cpu)?.to_dtype(DType::F32)?;
-        let spread = (side as f64).sqrt();
-        for row in [0, side / 3 + 1, side - 1] {
-            let part =
-                |x: &Tensor| x.narrow(0, row, 1)?.contiguous()?.to_device(Device::Cpu)?.to_dtype(DType::F32);
-            // Sums of products of standard normal numbers: one missing or doubled is far outside of this.
-            near(&name, &part(&output)?, &part(&a)?.matmul(&host)?, epsilon(dtype), 1e-4 * spread)?;
         }
-        drop(output);
-        let operations = 2.0 * (side as f64).powi(3);
-        report.rows.push(self.time(stream, name, Work::Operations(operations), || a.matmul(&b).map(drop))?);
+        report.rows.push(self.time(stream, name.to_owned(), work, || call().map(drop))?);
         Ok(())
     }
+}
+
+/// Entry `index` of the first dimension, which stays, in f32 on the host.
+fn on_host(x: &Tensor, index: usize) -> Result<Tensor> {
+    x.narrow(0, index, 1)?.contiguous()?.to_device(Device::Cpu)?.to_dtype(DType::F32)
 }
 
 /// The distance from 1 to the next number.
