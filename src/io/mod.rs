@@ -1,4 +1,4 @@
-//! Files: safetensors and npy, plain-file replacement, and (feature `train`) whole model folders.
+//! Files: safetensors and npy, plain-file replacement, and (feature `train`) npz, IDX and whole model folders.
 //!
 //! Everything here deals in [`HostTensor`]: bytes in host memory with an element type and a shape. Nothing here knows
 //! devices or autograd. Readers are strict on purpose: where two readers could disagree about a file, it is an error.
@@ -8,8 +8,12 @@
 mod atomic;
 #[cfg(feature = "train")]
 pub mod folder;
+#[cfg(feature = "train")]
+pub mod idx;
 mod json;
 pub mod npy;
+#[cfg(feature = "train")]
+pub mod npz;
 pub mod safetensors;
 
 use std::borrow::Cow;
@@ -111,6 +115,13 @@ fn byte_len(dtype: DType, shape: &[usize]) -> Option<usize> {
     let span = shape.iter().try_fold(dtype.size(), |n, &d| n.checked_mul(d.max(1)))?;
     isize::try_from(span).ok()?;
     Some(if shape.contains(&0) { 0 } else { span })
+}
+
+/// The most bytes that `compressed` bytes of deflate can become: a byte can stand for 1032 (258 for 2 bits), and a file's
+/// ends for a few more. What promises more is damaged, or wants to be trusted with memory that it will not fill.
+#[cfg(feature = "train")]
+fn inflated_limit(compressed: u64) -> u64 {
+    compressed.saturating_mul(1032).saturating_add(1024)
 }
 
 /// Opens a regular file for reading and tells its length. A folder or a pipe is refused before it can block.

@@ -68,7 +68,8 @@ pub fn write_to(out: &mut dyn Write, tensor: &HostTensor<'_>) -> Result<()> {
         .map_err(|e| Error::new(crate::ErrorKind::Data, "could not write").caused_by(e))
 }
 
-fn read_from(file: &Path, from: &mut dyn Read, len: u64) -> Result<HostTensor<'static>> {
+/// Reads an array of `len` bytes, header included, and no further.
+pub(super) fn read_from(file: &Path, from: &mut dyn Read, len: u64) -> Result<HostTensor<'static>> {
     let bad = |message: String| Error::data(file, message);
     let start = read_vec(file, from, (len as usize).min(8), "magic number and version")?;
     if !start.starts_with(MAGIC) {
@@ -132,26 +133,24 @@ fn read_from(file: &Path, from: &mut dyn Read, len: u64) -> Result<HostTensor<'s
             header.descr
         )));
     }
-    let mut data = read_vec(file, from, bytes, "array")?;
-    if coding.big_endian {
-        data.chunks_exact_mut(coding.width).for_each(<[u8]>::reverse);
-    }
-    let data = coding.widen(data, elements).map_err(bad)?;
+    let data = read_vec(file, from, bytes, "array")?;
+    let data = coding.decode(data, elements).map_err(bad)?;
     let data = if header.fortran { c_order(&data, &shape, coding.dtype.size()) } else { data };
     HostTensor::new(coding.dtype, shape, data)
 }
 
-/// How the file's elements are stored and what they become.
-struct Coding {
+/// How a file's elements are stored and what they become.
+pub(super) struct Coding {
     kind: u8,
     /// Bytes an element takes in the file.
-    width: usize,
+    pub(super) width: usize,
     big_endian: bool,
-    dtype: DType,
+    pub(super) dtype: DType,
 }
 
 impl Coding {
-    fn of(descr: &str) -> Result<Coding, String> {
+    /// The coding that NumPy calls `descr`; the reason where we cannot read it.
+    pub(super) fn of(descr: &str) -> Result<Coding, String> {
         let (order, code) = match descr.as_bytes() {
             [order @ (b'<' | b'>' | b'|' | b'='), code @ ..] => (*order, code),
             code => (b'=', code),
@@ -177,6 +176,14 @@ impl Coding {
         }
         let kind = if code == b"?" { b'b' } else { code[0] };
         Ok(Coding { kind, width, big_endian: order == b'>', dtype })
+    }
+
+    /// File elements to little-endian elements of `self.dtype`.
+    pub(super) fn decode(&self, mut data: Vec<u8>, elements: usize) -> Result<Vec<u8>, String> {
+        if self.big_endian {
+            data.chunks_exact_mut(self.width).for_each(<[u8]>::reverse);
+        }
+        self.widen(data, elements)
     }
 
     /// Little-endian file elements to elements of `self.dtype`.
