@@ -321,6 +321,18 @@ impl Table {
         error.at(&self.source, line, self.names.get(column).cloned())
     }
 
+    /// The first `rows` rows.
+    pub(super) fn truncated(mut self, rows: usize) -> Self {
+        for column in &mut self.columns {
+            match column {
+                Column::Number(values) => values.truncate(rows),
+                Column::Text(texts) => texts.codes.truncate(rows),
+            }
+        }
+        self.rows = self.rows.min(rows);
+        self
+    }
+
     /// The columns `keep` in their order, under `names`.
     pub(super) fn select(mut self, keep: &[usize], names: Vec<String>) -> Result<Self> {
         let mut columns: Vec<Option<Column>> = self.columns.drain(..).map(Some).collect();
