@@ -1,4 +1,4 @@
-//! `warpsmith eval` and `warpsmith predict`: a saved model on a table.
+//! `warpsmith eval` and `warpsmith predict`: a saved model on a table or on pictures.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use crate::io::write_atomically;
 use crate::train::{Predictions, Predictor};
 use crate::{Error, Result};
 
-/// Measure a saved model on a table that has the target.
+/// Measure a saved model on a table that has the target, or on pictures with labels.
 #[derive(Args)]
 #[command(after_help = format!("\
 Examples:
@@ -28,17 +28,19 @@ pub(super) struct EvalArgs {
     /// The model folder
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// The table; its columns are matched by name, inputs also by position
-    #[arg(long, value_name = "digits|F.csv|X.npy,Y.npy")]
+    /// The table, whose columns are matched by name, inputs also by position; or the pictures. Of data that sets a test
+    /// part aside, that part is measured on
+    #[arg(long, value_name = "digits|fashion-mnist|F.csv|X.npy,Y.npy|F.npz|DIR")]
     data: String,
     #[command(flatten)]
     how: How,
 }
 
-/// Apply a saved model to each row of a table.
+/// Apply a saved model to each row of a table, or to pictures.
 ///
 /// Columns are matched by name if the header has all of the model's inputs, else by position if their number is right.
-/// The answers have one line a row, in the table's order: `class` and a probability `p_<class>` for each class, or `value`.
+/// The answers have one line a row, in the table's order: `class` and a probability `p_<class>` for each class, or `value`;
+/// those to picture files begin with `file`.
 #[derive(Args)]
 #[command(after_help = format!("\
 Examples:
@@ -46,13 +48,15 @@ Examples:
   warpsmith predict --model runs/wine-mlp-256-128 --input new.csv --output answers.csv
   warpsmith predict --model runs/wine-mlp-256-128 --input new.csv --format jsonl | jq .class
   zcat new.csv.gz | warpsmith predict --model runs/wine-mlp-256-128 --input -
+  warpsmith predict --model runs/photos-mlp-256-128 --input holiday/
 
 {}", super::EXIT_CODES))]
 pub(super) struct PredictArgs {
     /// The model folder
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// The rows: a CSV file (.gz too), a .npy matrix, or - for CSV from stdin
+    /// The rows: a CSV file (.gz too), a .npy matrix, a .npz, or - for CSV from stdin; for a model of pictures a PNG or JPEG
+    /// file, a folder of such, an IDX or .npy file or a .npz
     #[arg(long, value_name = "FILE")]
     input: String,
     /// Write the answers to this file, which is replaced only when all are there [default: stdout]
@@ -99,6 +103,11 @@ impl Format {
 pub(super) fn eval(args: EvalArgs) -> Result<()> {
     let source = Source::parse(&args.data).map_err(|e| e.context("--data"))?;
     let (loss, metrics, rows) = args.how.with_model(&args.model, |predictor, log| {
+        if predictor.preparation().pixels().is_some() {
+            let images = source.read_images(&predictor.image_options())?;
+            let (loss, metrics) = predictor.evaluate_images(&images)?;
+            return Ok((loss, metrics, images.len()));
+        }
         let matched = source.read_as(&predictor.preparation().schema(), TargetUse::Needed)?;
         matched.note.iter().for_each(|note| log.note(note));
         let (loss, metrics, rows, notes) = predictor.evaluate(&matched.table)?;
@@ -130,11 +139,17 @@ pub(super) fn predict(args: PredictArgs) -> Result<()> {
     }
     let format = args.format.unwrap_or_else(|| Format::of(args.output.as_deref()));
     let answers = args.how.with_model(&args.model, |predictor, log| {
+        let target = predictor.preparation().target();
+        if predictor.preparation().pixels().is_some() {
+            let images = source.read_images(&predictor.image_options())?;
+            let predictions = predictor.predict_images(&images)?;
+            return Ok(Answers { files: images.names().to_vec(), ..Answers::new(predictions, target) });
+        }
         let matched = source.read_as(&predictor.preparation().schema(), TargetUse::Ignored)?;
         matched.note.iter().for_each(|note| log.note(note));
         let (predictions, notes) = predictor.predict(&matched.table)?;
         notes.iter().for_each(|note| log.note(note));
-        Ok(Answers::new(predictions, predictor.preparation().target()))
+        Ok(Answers::new(predictions, target))
     })?;
     match (&args.output, args.how.json) {
         (Some(file), json) => {
@@ -161,11 +176,14 @@ struct Answers {
     predictions: Predictions,
     /// Classes that are integers are numbers in JSON.
     integers: bool,
+    /// The file of each row; none where rows have no files of their own.
+    files: Vec<String>,
 }
 
 impl Answers {
     fn new(predictions: Predictions, target: &Target) -> Answers {
-        Answers { predictions, integers: matches!(target, Target::Classes { labels: Labels::Integer, .. }) }
+        let integers = matches!(target, Target::Classes { labels: Labels::Integer, .. });
+        Answers { predictions, integers, files: Vec::new() }
     }
 
     fn rows(&self) -> usize {
@@ -185,17 +203,24 @@ impl Answers {
             other => std::io::Error::other(format!("{other:?}")),
         };
         let mut csv = csv::Writer::from_writer(out);
+        let first = |row: usize| self.files.get(row).cloned();
+        let file = (!self.files.is_empty()).then(|| "file".to_owned());
         match &self.predictions {
             Predictions::Values(values) => {
-                csv.write_record(["value"]).map_err(plain)?;
-                values.iter().try_for_each(|value| csv.write_record([value.to_string()]).map_err(plain))?;
+                csv.write_record(file.into_iter().chain(["value".to_owned()])).map_err(plain)?;
+                for (row, value) in values.iter().enumerate() {
+                    csv.write_record(first(row).into_iter().chain([value.to_string()])).map_err(plain)?;
+                }
             }
             Predictions::Classes { names, classes, probabilities } => {
                 let columns = names.iter().map(|name| format!("p_{name}"));
-                csv.write_record(std::iter::once("class".to_owned()).chain(columns)).map_err(plain)?;
-                for (&class, row) in classes.iter().zip(probabilities.chunks_exact(names.len())) {
-                    let cells = std::iter::once(names[class].clone()).chain(row.iter().map(f32::to_string));
-                    csv.write_record(cells).map_err(plain)?;
+                let header = file.into_iter().chain(["class".to_owned()]).chain(columns);
+                csv.write_record(header).map_err(plain)?;
+                let rows = classes.iter().zip(probabilities.chunks_exact(names.len()));
+                for (row, (&class, probabilities)) in rows.enumerate() {
+                    let cells =
+                        std::iter::once(names[class].clone()).chain(probabilities.iter().map(f32::to_string));
+                    csv.write_record(first(row).into_iter().chain(cells)).map_err(plain)?;
                 }
             }
         }
@@ -204,21 +229,23 @@ impl Answers {
 
     /// One row, with the keys that are the columns of the CSV form.
     fn object(&self, row: usize) -> Value {
+        let file = self.files.get(row).map(|file| ("file".to_owned(), Value::from(file.as_str())));
+        let mut object: Map<String, Value> = file.into_iter().collect();
         match &self.predictions {
-            Predictions::Values(values) => json!({ "value": values[row] }),
+            Predictions::Values(values) => object.extend([("value".to_owned(), json!(values[row]))]),
             Predictions::Classes { names, classes, probabilities } => {
                 let name = &names[classes[row]];
                 let number = if self.integers { name.parse::<i64>().ok() } else { None };
                 let class = number.map_or_else(|| Value::from(name.as_str()), Value::from);
-                let mut object = Map::from_iter([("class".to_owned(), class)]);
+                object.insert("class".to_owned(), class);
                 let probabilities = &probabilities[row * names.len()..];
                 // By way of the shortest text, so that 0.1 is not printed as 0.10000000149011612.
                 let short = |p: f32| p.to_string().parse::<f64>().unwrap_or_else(|_| p.into());
                 object.extend(
                     names.iter().zip(probabilities).map(|(name, &p)| (format!("p_{name}"), short(p).into())),
                 );
-                Value::Object(object)
             }
         }
+        Value::Object(object)
     }
 }

@@ -179,7 +179,10 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         }
         let texts = preparation.inputs().iter().filter(|i| matches!(i, Input::Category { .. })).count();
         let numbers = preparation.inputs().len() - texts;
-        writeln!(o, "columns    {numbers} of numbers, {texts} of texts")?;
+        match preparation.pixels() {
+            Some(pixels) => writeln!(o, "inputs     {pixels}")?,
+            None => writeln!(o, "columns    {numbers} of numbers, {texts} of texts")?,
+        }
         // What is learnt, and with which network, has been said above.
         const SAID: [&str; 5] = ["task", "target", "model", "activation", "dropout"];
         for (key, value) in file.source.iter().filter(|(key, _)| !SAID.contains(&key.as_str())) {

@@ -1,29 +1,44 @@
-//! The tables that commands read: the built-in digits, CSV files and npy matrices, by the text that names them.
+//! The data that commands read: the built-in digits, CSV files, npy and npz arrays and pictures, by the text that names them.
 
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{DIGITS_TARGET, Matched, Schema, Table, TargetUse, digits};
+use crate::data::{
+    ArraySet, DIGITS_TARGET, ImageOptions, ImageSet, Images, Matched, Schema, Table, TargetUse, digits,
+};
 use crate::io::npy;
 use crate::{Error, Result};
 
 /// The name of the target that comes in a `Y.npy`.
 const NPY_TARGET: &str = "y";
 
-/// Where a table comes from.
+/// Where data comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Source {
     /// `digits`: compiled in.
     Digits,
-    /// A CSV file, plain or gzipped.
+    /// `fashion-mnist`: where its Debian package puts it.
+    FashionMnist,
+    /// A CSV file, plain or gzipped; or what is none of the others.
     Csv(PathBuf),
     /// A matrix, with the targets in a second file or in a column.
     Npy { x: PathBuf, y: Option<PathBuf> },
+    /// An archive of arrays.
+    Npz(PathBuf),
+    /// A folder of IDX files, or with a folder of pictures for each class.
+    Folder(PathBuf),
+}
+
+/// Data and, where the source sets one aside, its test part.
+pub(super) enum Loaded {
+    Table(Table, Option<Table>),
+    Images(ImageSet),
 }
 
 impl Source {
-    /// Reads `digits`, `X.npy,Y.npy`, `X.npy`, `-` (stdin) or the name of a CSV file. Opens nothing.
+    /// Reads `digits`, `fashion-mnist`, `X.npy,Y.npy`, `X.npy`, `F.npz`, `-` (stdin) or the name of a CSV file or of a
+    /// folder. Opens nothing.
     pub(super) fn parse(text: &str) -> Result<Source> {
         let npy = |name: &str| name.ends_with(".npy").then(|| PathBuf::from(name));
         if let Some((x, y)) = text.split_once(',')
@@ -32,9 +47,12 @@ impl Source {
             return Ok(Source::Npy { x, y: Some(y) });
         }
         match text {
-            "" => Err(Error::argument("expected digits, a CSV file or X.npy,Y.npy; found nothing")),
+            "" => Err(Error::argument("expected digits, a CSV file, X.npy,Y.npy or a folder; found nothing")),
             "digits" => Ok(Source::Digits),
+            "fashion-mnist" => Ok(Source::FashionMnist),
             "-" => Ok(Source::Csv("/dev/stdin".into())),
+            _ if text.ends_with(".npz") => Ok(Source::Npz(text.into())),
+            _ if Path::new(text).is_dir() => Ok(Source::Folder(text.into())),
             _ => Ok(npy(text).map_or_else(|| Source::Csv(text.into()), |x| Source::Npy { x, y: None })),
         }
     }
@@ -42,8 +60,8 @@ impl Source {
     /// The files it is in.
     pub(super) fn files(&self) -> Vec<&Path> {
         match self {
-            Source::Digits => Vec::new(),
-            Source::Csv(file) => vec![file],
+            Source::Digits | Source::FashionMnist => Vec::new(),
+            Source::Csv(file) | Source::Npz(file) | Source::Folder(file) => vec![file],
             Source::Npy { x, y } => {
                 [Some(x), y.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
             }
@@ -52,10 +70,18 @@ impl Source {
 
     /// A short name for it: the file's, without folder and ending.
     pub(super) fn stem(&self) -> String {
-        let Some(file) = self.files().first().copied() else { return "digits".to_owned() };
+        let file = match self {
+            Source::Digits => return "digits".to_owned(),
+            Source::FashionMnist => return "fashion-mnist".to_owned(),
+            // `.` and `..` have no name of their own.
+            Source::Folder(dir) if dir.file_name().is_none() => &dir.canonicalize().unwrap_or_default(),
+            Source::Csv(file) | Source::Npz(file) | Source::Folder(file) | Source::Npy { x: file, .. } => {
+                file
+            }
+        };
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
-        [".csv", ".npy"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+        [".csv", ".npy", ".npz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     }
 
     /// The target where none is named; `None` for the last column.
@@ -63,27 +89,64 @@ impl Source {
         match self {
             Source::Digits => Some(DIGITS_TARGET),
             Source::Npy { y: Some(_), .. } => Some(NPY_TARGET),
-            Source::Csv(_) | Source::Npy { .. } => None,
+            _ => None,
         }
     }
 
-    /// Reads the table, finding the types of its columns; of a CSV file only the first `limit` rows.
-    pub(super) fn read(&self, limit: Option<usize>) -> Result<Table> {
-        match self {
-            Source::Digits => digits(),
-            Source::Csv(file) => Table::read_csv(file, limit),
-            Source::Npy { x, y } => read_npy(x, y.as_deref(), NPY_TARGET),
-        }
+    /// Reads the data, finding the types of its columns; of a CSV file or of picture files only the first ones that
+    /// `options` limit it to.
+    pub(super) fn read(&self, options: &ImageOptions) -> Result<Loaded> {
+        let table = match self {
+            Source::Npz(file) => match ArraySet::read_npz(file)? {
+                ArraySet::Tables { train, test } => return Ok(Loaded::Table(train, test)),
+                ArraySet::Images(set) => {
+                    options.refuse_conversion(file)?;
+                    return Ok(Loaded::Images(set));
+                }
+            },
+            Source::FashionMnist => return Ok(Loaded::Images(ImageSet::fashion_mnist()?)),
+            Source::Folder(dir) => return Ok(Loaded::Images(ImageSet::read_folder(dir, options)?)),
+            Source::Digits => digits()?,
+            Source::Csv(file) => Table::read_csv(file, options.limit)?,
+            Source::Npy { x, y } => read_npy(x, y.as_deref(), NPY_TARGET)?,
+        };
+        Ok(Loaded::Table(table, None))
     }
 
-    /// Reads the table for a model.
+    /// Reads the table for a model; of data that sets a test part aside, that part.
     pub(super) fn read_as(&self, schema: &Schema, target: TargetUse) -> Result<Matched> {
+        let no_table =
+            |source: &Path| Err(Error::data(source, "expected a table as in training, found pictures"));
         match self {
             Source::Digits => schema.match_table(digits()?, target),
             Source::Csv(file) => Table::read_csv_as(file, schema, target),
             Source::Npy { x, y } => {
                 let name = schema.target.as_ref().map_or(NPY_TARGET, |(name, _)| name);
                 schema.match_table(read_npy(x, y.as_deref(), name)?, target)
+            }
+            Source::Npz(file) => match ArraySet::read_npz(file)? {
+                ArraySet::Tables { train, test } => schema.match_table(test.unwrap_or(train), target),
+                ArraySet::Images(_) => no_table(file),
+            },
+            Source::FashionMnist => no_table(Path::new("fashion-mnist")),
+            Source::Folder(dir) => no_table(dir),
+        }
+    }
+
+    /// Reads the pictures for a model; of data that sets a test part aside, that part.
+    pub(super) fn read_images(&self, options: &ImageOptions) -> Result<Images> {
+        match self {
+            Source::Digits => {
+                Err(Error::data("digits", "expected pictures as in training, found the built-in table"))
+            }
+            Source::FashionMnist => Ok(ImageSet::fashion_mnist()?.measured()),
+            Source::Csv(path) | Source::Npz(path) | Source::Folder(path) => Images::open(path, options),
+            Source::Npy { x, y } => {
+                let images = Images::from_array(x, npy::read(x)?)?;
+                match y {
+                    Some(y) => images.with_label_array(y, &npy::read(y)?),
+                    None => Ok(images),
+                }
             }
         }
     }
@@ -103,6 +166,13 @@ mod tests {
     fn texts_name_sources() {
         let stem = |text: &str| Source::parse(text).unwrap().stem();
         assert_eq!(Source::parse("digits").unwrap(), Source::Digits);
+        assert_eq!(Source::parse("fashion-mnist").unwrap(), Source::FashionMnist);
+        assert_eq!(Source::parse("a.npz").unwrap(), Source::Npz("a.npz".into()));
+        assert_eq!(Source::parse("src").unwrap(), Source::Folder("src".into()));
+        assert_eq!(
+            (stem("."), stem("x/a.npz")),
+            (Source::parse(env!("CARGO_MANIFEST_DIR")).unwrap().stem(), "a".into())
+        );
         assert_eq!(Source::parse("./digits").unwrap(), Source::Csv("./digits".into()));
         assert_eq!(
             Source::parse("a.npy,b.npy").unwrap(),

@@ -65,7 +65,7 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
         ..saved
     };
     let source = Source::parse(settings.data.as_deref().unwrap_or("digits"))?;
-    let data = build(&settings, &source, log)?;
+    let (data, _) = build(&settings, &source, log)?;
     let title = format!("{} on {}, from {}", file.architecture.network, source.stem(), dir.display());
     let trainer = Trainer::resume(data, &folder, file, config.clone(), device, &out)?;
     let done = trainer.progress().epoch;
@@ -109,6 +109,9 @@ fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings> {
         batch: Some(training.batch),
         seed: Some(training.seed),
         patience: Some(training.patience),
+        augment: Some(training.augment.clone()),
+        class_weights: training.class_weights.clone(),
+        sampler: Some(training.sampler),
         ..source
     })
 }
@@ -178,7 +181,7 @@ fn same_files(given: &str, before: &str) -> bool {
         (Ok(a), Ok(b)) => a == b,
         (_, b) => b.is_err(),
     };
-    given != Source::Digits && a.len() == b.len() && a.iter().zip(&b).all(same)
+    !a.is_empty() && a.len() == b.len() && a.iter().zip(&b).all(same)
 }
 
 fn resumed_config(given: &Settings, saved: &TrainConfig) -> Result<TrainConfig> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use super::input::Source;
-use crate::data::{SplitOptions, Task};
+use crate::data::{Augment, ClassWeights, ImageOptions, Sampler, SplitOptions, Task};
 use crate::train::{Hidden, Network, OptimizerKind, ScheduleSpec, TrainConfig};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -46,8 +46,10 @@ impl TaskChoice {
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Settings {
-    /// What to learn from: digits (built in), a CSV file (.gz too), or a matrix and its targets
-    #[arg(long, value_name = "digits|F.csv|X.npy,Y.npy", help_heading = "Data")]
+    /// What to learn from: digits (built in), fashion-mnist (installed), a CSV file (.gz too), a matrix and its targets, an
+    /// archive of x and y (or x_train, y_train, x_test, y_test), a folder of IDX files, or one with a folder of pictures for
+    /// each class
+    #[arg(long, value_name = "digits|fashion-mnist|F.csv|X.npy,Y.npy|F.npz|DIR", help_heading = "Data")]
     pub(super) data: Option<String>,
     /// The column to learn [default: the last one]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
@@ -55,7 +57,7 @@ pub(super) struct Settings {
     /// What is learnt [default: auto]
     #[arg(long, value_enum, help_heading = "Data")]
     pub(super) task: Option<TaskChoice>,
-    /// A test table of its own; no test part is cut from --data then
+    /// A test part of its own, of the kind of --data; none is cut from --data then
     #[arg(long, value_name = "F", help_heading = "Data")]
     pub(super) test_data: Option<String>,
     /// The share of the rows that is set aside to test the finished model [default: 0.2]
@@ -67,6 +69,12 @@ pub(super) struct Settings {
     /// Use only the first N rows
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Data")]
     pub(super) limit: Option<usize>,
+    /// Resize picture files to this height and width [default: all must have the same size]
+    #[arg(long, value_name = "HxW", help_heading = "Data")]
+    pub(super) image_size: Option<String>,
+    /// Convert picture files to grey (1) or colour (3) [default: all must be alike]
+    #[arg(long, value_name = "1|3", help_heading = "Data")]
+    pub(super) channels: Option<usize>,
 
     /// mlp:WIDTH,…, cnn[:CHANNELS,…], resnet:18|34|50, lstm:WIDTH[xLAYERS], gru:…, rnn:…, or a TOML file that describes a
     /// network layer by layer [default: mlp:256,128]
@@ -104,6 +112,16 @@ pub(super) struct Settings {
     /// With more than two classes, the share of certainty spread over all of them in training [default: 0.1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) label_smoothing: Option<f64>,
+    /// How training rows are changed at random: of flip, crop:PIXELS, shift:PIXELS, rotate:DEGREES, noise:DEVIATION,
+    /// cutout:PIXELS and mixup:ALPHA some; tables take noise and mixup [default: none]
+    #[arg(long, value_name = "flip,crop:4,…", help_heading = "Training")]
+    pub(super) augment: Option<Augment>,
+    /// Factors of the training loss, a number for each class in sorted order, or balanced [default: none]
+    #[arg(long, value_name = "balanced|W,W,…", allow_hyphen_values = true, help_heading = "Training")]
+    pub(super) class_weights: Option<ClassWeights>,
+    /// [default: shuffled]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub(super) sampler: Option<Sampler>,
     /// The largest global norm of the gradients [default: none]
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) clip: Option<f64>,
@@ -188,6 +206,7 @@ impl Settings {
                 return Err(Error::argument(format!("{flag}: the number is too large")));
             }
         }
+        self.image_options()?.check()?;
         for (flag, text) in [("--data", &self.data), ("--test-data", &self.test_data)] {
             if let Some(text) = text {
                 Source::parse(text).map_err(|e| e.context(flag))?;
@@ -241,7 +260,25 @@ impl Settings {
             batch: self.batch.unwrap_or(default.batch),
             seed: self.seed.unwrap_or(default.seed),
             patience: self.patience.unwrap_or(default.patience),
+            augment: self.augment.clone().unwrap_or(default.augment),
+            class_weights: self.class_weights.clone(),
+            sampler: self.sampler.unwrap_or(default.sampler),
         }
+    }
+
+    /// How picture files are read, defaults where nothing was given.
+    ///
+    /// # Errors
+    /// Kind `Argument`: the size is not HxW.
+    pub(super) fn image_options(&self) -> Result<ImageOptions> {
+        let size = |text: &String| {
+            let sides = text.split_once('x').and_then(|(h, w)| Some([h.parse().ok()?, w.parse().ok()?]));
+            sides.ok_or_else(|| {
+                Error::argument(format!("--image-size {text}: expected a height and a width as in 28x28"))
+            })
+        };
+        let size = self.image_size.as_ref().map(size).transpose()?;
+        Ok(ImageOptions { size, channels: self.channels, limit: self.limit })
     }
 
     /// How rows are divided, defaults where nothing was given.
@@ -382,6 +419,9 @@ mod tests {
             "data = ''",
             "warmup = -1.0",
             "horizon = 0",
+            "image-size = '28'",
+            "image-size = '0x28'",
+            "channels = 2",
         ] {
             let error = given(text).check().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Argument, "{text}: {error}");

@@ -9,18 +9,18 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::input::Source;
+use super::input::{Loaded, Source};
 use super::interrupt;
 use super::output::{self, Log, figures, thousands};
 use super::progress::Progress;
 use super::resume;
 use super::settings::Settings;
-use crate::data::{Dataset, DatasetOptions, Schema, TargetUse, Task, batch_size};
+use crate::data::{Dataset, DatasetOptions, ImageOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
 use crate::train::{Network, Report, TrainConfig, Trainer};
 use crate::{Device, Error, ErrorKind, Result};
 
-/// Train a model on a table, evaluate it and save it.
+/// Train a model on a table or on pictures, evaluate it and save it.
 ///
 /// Without arguments this trains on the built-in handwritten digits. The rows are divided into three parts: one to train
 /// on, a validation part that picks the best epoch and stops early, and a test part that is read once, at the end. A model
@@ -42,6 +42,8 @@ Examples:
   warpsmith train --data wine.csv --target cultivar --out runs/wine
   warpsmith train --data houses.csv --target price --model mlp:64,32 --dropout 0.1 --epochs 200
   warpsmith train --data X.npy,Y.npy --optimizer sgd --schedule cosine --warmup 1 --json
+  warpsmith train --data fashion-mnist --augment flip,crop:2
+  warpsmith train --data photos --image-size 64x64 --channels 3 --class-weights balanced
   warpsmith train --resume runs/wine --epochs 300
 
 ";
@@ -77,7 +79,10 @@ fn fresh(settings: &Settings, device: Device, log: Log) -> Result<Run> {
     let model_name = settings.model.clone().unwrap_or_else(|| network.to_string());
     let out = settings.out.clone().unwrap_or_else(|| default_out(&source, &model_name));
     folder::check_writable(&out)?;
-    let data = build(settings, &source, log)?;
+    let (data, own_test) = build(settings, &source, log)?;
+    if own_test && settings.test_split.is_some_and(|share| share > 0.0) {
+        return Err(Error::argument(format!("--test-split: {} has a test part of its own", source.stem())));
+    }
     network.output_shape(&data.preparation.shape()).map_err(|e| {
         Error::new(ErrorKind::Data, e.message()).with_help(
             e.help().map_or_else(
@@ -89,8 +94,13 @@ fn fresh(settings: &Settings, device: Device, log: Log) -> Result<Run> {
     let mut config = settings.train_config();
     config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;
     let title = title(&source, &network, &data);
-    let record = record(settings, &source, &data, &network)?;
-    let trainer = Trainer::new(data, network, config.clone(), record, device, &out)?;
+    let record = Settings {
+        model: Some(settings.model.clone().unwrap_or_else(|| network.to_string())),
+        activation: settings.activation,
+        dropout: settings.dropout,
+        ..record(settings, &source, &data, own_test)
+    };
+    let trainer = Trainer::new(data, network, config.clone(), record.to_table()?, device, &out)?;
     Ok(Run { trainer, out, config, title })
 }
 
@@ -100,46 +110,64 @@ fn title(source: &Source, network: &Network, data: &Dataset) -> String {
         [] => String::new(),
         classes => format!(" with {} classes", classes.len()),
     };
+    let what = match data.preparation.pixels() {
+        Some(pixels) => pixels.to_string(),
+        None => format!("rows of {} inputs", data.preparation.width()),
+    };
     format!(
-        "{network} on {}: {}{classes}, {rows} rows of {} inputs ({} to validate, {} to test)",
+        "{network} on {}: {}{classes}, {rows} {what} ({} to validate, {} to test)",
         source.stem(),
         data.task,
-        data.preparation.width(),
         data.validation.rows(),
         data.test.rows()
     )
 }
 
-/// Reads, divides and prepares the data that `settings` name.
-pub(super) fn build(settings: &Settings, source: &Source, log: Log) -> Result<Dataset> {
-    let table = source.read(settings.limit)?;
-    let target = match settings.target.as_deref().or(source.default_target()) {
-        Some(name) => table.index_of(name)?,
-        None => table.names().len() - 1,
-    };
-    let test = match &settings.test_data {
-        None => None,
-        Some(text) => {
-            let schema = Schema::of(&table, Some(target));
-            let matched = Source::parse(text)?.read_as(&schema, TargetUse::Needed)?;
-            matched.note.iter().for_each(|note| log.note(note));
-            Some(matched.table)
-        }
-    };
+/// Reads, divides and prepares the data that `settings` name; also whether it came with a test part of its own.
+pub(super) fn build(settings: &Settings, source: &Source, log: Log) -> Result<(Dataset, bool)> {
+    let images = settings.image_options()?;
     let options = DatasetOptions {
-        target: Some(table.names()[target].clone()),
+        target: settings.target.clone(),
         task: settings.task.and_then(|task| task.task()),
         limit: settings.limit,
         split: settings.split(),
         ..DatasetOptions::default()
     };
-    let data = Dataset::build(&table, test.as_ref(), &options)?;
+    let test_source = settings.test_data.as_deref().map(Source::parse).transpose()?;
+    let (data, own_test) = match source.read(&images)? {
+        Loaded::Images(set) => {
+            let own_test = set.test.is_some() && test_source.is_none();
+            let unlimited = ImageOptions { limit: None, ..images };
+            let test = test_source.map(|test| test.read_images(&unlimited)).transpose()?.or(set.test);
+            (Dataset::from_images(&set.train, test.as_ref(), &options)?, own_test)
+        }
+        Loaded::Table(table, test) => {
+            if images.size.is_some() || images.channels.is_some() {
+                let message = "--image-size and --channels are for picture files; the data is a table";
+                return Err(Error::argument(message));
+            }
+            let target = match options.target.as_deref().or(source.default_target()) {
+                Some(name) => table.index_of(name)?,
+                None => table.names().len() - 1,
+            };
+            let own_test = test.is_some() && test_source.is_none();
+            let schema = Schema::of(&table, Some(target));
+            let matched = match (test_source, test) {
+                (Some(source), _) => Some(source.read_as(&schema, TargetUse::Needed)?),
+                (None, Some(test)) => Some(schema.match_table(test, TargetUse::Needed)?),
+                (None, None) => None,
+            };
+            matched.iter().flat_map(|matched| &matched.note).for_each(|note| log.note(note));
+            let options = DatasetOptions { target: Some(table.names()[target].clone()), ..options };
+            (Dataset::build(&table, matched.as_ref().map(|matched| &matched.table), &options)?, own_test)
+        }
+    };
     data.notes.iter().for_each(|note| log.note(note));
-    Ok(data)
+    Ok((data, own_test))
 }
 
 /// What resuming needs to know of the data, for the model's file: keys of [`Settings`], defaults filled in.
-fn record(settings: &Settings, source: &Source, data: &Dataset, network: &Network) -> Result<toml::Table> {
+fn record(settings: &Settings, source: &Source, data: &Dataset, own_test: bool) -> Settings {
     let split = settings.split();
     Settings {
         data: Some(settings.data.clone().unwrap_or_else(|| source.stem())),
@@ -150,15 +178,13 @@ fn record(settings: &Settings, source: &Source, data: &Dataset, network: &Networ
             crate::data::Task::Regression => super::settings::TaskChoice::Regression,
         }),
         test_data: settings.test_data.clone(),
-        test_split: settings.test_data.is_none().then_some(split.test),
+        test_split: (settings.test_data.is_none() && !own_test).then_some(split.test),
         val_split: Some(split.validation),
         limit: settings.limit,
-        model: Some(settings.model.clone().unwrap_or_else(|| network.to_string())),
-        activation: settings.activation,
-        dropout: settings.dropout,
+        image_size: settings.image_size.clone(),
+        channels: settings.channels,
         ..Settings::default()
     }
-    .to_table()
 }
 
 /// `runs/<data>-<model>`: the data's name without folder and ending, `mlp-256-128` or the description's name. Characters

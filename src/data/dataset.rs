@@ -1,26 +1,26 @@
-//! [`Dataset`]: a table cut into parts and prepared, ready for a training loop.
+//! [`Dataset`]: a table or a set of pictures cut into parts and prepared, ready for a training loop.
 //!
 //! The order is fixed because each step may look only at what the steps before it left: limit, rows without a target out,
 //! task, split, fit on the training part, apply to all parts.
 #![forbid(unsafe_code)]
 
-use super::prepare::{Incomplete, Preparation, PrepareOptions, complete_rows};
+use super::images::{Images, LABEL};
+use super::prepare::{Incomplete, MAX_CATEGORIES, Preparation, PrepareOptions, complete_rows};
 use super::split::{Split, SplitOptions, split};
+use super::store::Store;
 use super::table::Table;
-use super::target::Targets;
+use super::target::{Target, Targets};
 use super::task::{Classes, Task, resolve_task};
 use crate::{Error, Result};
 
 /// Prepared rows: inputs and targets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// Inputs, row-major `[rows, columns]`.
-    pub features: Vec<f32>,
-    /// The number of inputs a row.
-    pub columns: usize,
+    /// Inputs, as many rows as targets.
+    pub inputs: Store,
     /// One target a row.
     pub targets: Targets,
-    /// The table's row of each row here.
+    /// The row of the table, or the picture, of each row here.
     pub source_rows: Vec<usize>,
 }
 
@@ -38,13 +38,18 @@ impl Part {
         let features = preparation.transform(table, rows, Incomplete::LeaveOut)?;
         let targets = preparation.target().transform(table, &features.rows)?;
         let notes = features.notes();
-        let part = Part {
-            features: features.values,
-            columns: features.columns,
-            targets,
-            source_rows: features.rows,
-        };
-        Ok((part, notes))
+        let source_rows = features.rows.clone();
+        Ok((Part { inputs: preparation.store(features)?, targets, source_rows }, notes))
+    }
+
+    /// The pictures `rows` of `images`, targets included.
+    ///
+    /// # Errors
+    /// Kind `Data`: pictures of another shape, or without labels; what [`super::Target::transform`] refuses.
+    pub fn of_images(preparation: &Preparation, images: &Images, rows: Vec<usize>) -> Result<Self> {
+        let inputs = preparation.store_of_images(images, rows.clone())?;
+        let targets = preparation.target().transform(images.needed_labels()?, &rows)?;
+        Ok(Part { inputs, targets, source_rows: rows })
     }
 }
 
@@ -134,6 +139,57 @@ impl Dataset {
 }
 
 impl Dataset {
+    /// Divides and prepares `images` by their labels; `test`, if given, is the test part. Of `options`, a target or the
+    /// preparation of single columns can have no meaning here; pixels are scaled by the rule for numbers, each channel by
+    /// itself. Labels that are whole numbers are classes, up to [`MAX_CATEGORIES`] of them.
+    ///
+    /// ```
+    /// use warpsmith::data::{Dataset, DatasetOptions, Images, SplitOptions};
+    /// let pixels = (0..40 * 12).map(|i| (i % 251) as u8).collect();
+    /// let labels: Vec<f64> = (0..40).map(|i| f64::from(i % 2)).collect();
+    /// let images = Images::new("made", pixels, [3, 2, 2])?.with_labels("made", &labels)?;
+    /// let data = Dataset::from_images(&images, None, &DatasetOptions::default())?;
+    /// assert_eq!((data.shape(), data.train.rows(), data.test.rows()), (vec![3, 2, 2], 29, 8));
+    /// # Ok::<(), warpsmith::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Kind `Data`: no labels, test pictures of another shape, and as [`Dataset::build`]. Kind `Argument`: a limit of 0,
+    /// shares out of range, a target of another name, options for columns.
+    pub fn from_images(images: &Images, test: Option<&Images>, options: &DatasetOptions) -> Result<Self> {
+        if let Some(target) = options.target.as_ref().filter(|target| *target != LABEL) {
+            return Err(Error::argument(format!(
+                "target '{target}': of pictures only their '{LABEL}' can be learnt"
+            )));
+        }
+        if !options.prepare.columns.is_empty() {
+            return Err(Error::argument("pictures have no columns whose preparation could be chosen"));
+        }
+        if options.limit == Some(0) {
+            return Err(Error::argument("a limit of 0 pictures leaves nothing to train on"));
+        }
+        let labels = images.needed_labels()?;
+        let rows: Vec<usize> = (0..images.len().min(options.limit.unwrap_or(usize::MAX))).collect();
+        let found = Classes::of(labels, 0, &rows).map_or(0, |classes| classes.names.len());
+        let asked = options.task.or(match found {
+            2 => Some(Task::Binary),
+            3..=MAX_CATEGORIES => Some(Task::Multiclass),
+            _ => None,
+        });
+        let (task, classes) = resolve_task(asked, labels, 0, &rows)?;
+        let split = cut(labels, 0, &rows, classes.as_ref(), &options.split, test.is_some())?;
+        let target = Target::fit(labels, 0, classes, &split.train, options.prepare.target_scale)?;
+        let pixels = images.fit(options.prepare.numbers.scale, &split.train);
+        let preparation = Preparation::of_pixels(target, pixels)?;
+        let train = Part::of_images(&preparation, images, split.train)?;
+        let validation = Part::of_images(&preparation, images, split.validation)?;
+        let test = match test {
+            None => Part::of_images(&preparation, images, split.test)?,
+            Some(test) => Part::of_images(&preparation, test, (0..test.len()).collect())?,
+        };
+        Ok(Dataset { task, preparation, train, validation, test, notes: Vec::new() })
+    }
+
     /// The shape of one example's inputs: [`Preparation::shape`].
     pub fn shape(&self) -> Vec<usize> {
         self.preparation.shape()

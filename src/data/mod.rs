@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod array;
+mod augment;
+mod balance;
 mod dataset;
 mod digits;
 mod images;
@@ -24,11 +26,11 @@ mod table;
 mod target;
 mod task;
 
+pub use augment::Augment;
+pub use balance::{ClassWeights, Sampler};
 pub use dataset::{Dataset, DatasetOptions, Part};
 pub use digits::{DIGITS_TARGET, digits};
-pub use images::{
-    ArraySet, FASHION_MNIST, ImageOptions, ImageSet, Images, LABEL, is_idx_folder, is_picture,
-};
+pub use images::{ArraySet, FASHION_MNIST, ImageOptions, ImageSet, Images, LABEL, is_idx_folder, is_picture};
 pub use loader::{Batch, LastBatch, Loader, LoaderOptions, Order, Position, batch_size};
 pub use pixels::PixelScaling;
 pub use prepare::{

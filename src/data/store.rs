@@ -7,7 +7,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::images::Images;
 use super::pixels::PixelScaling;
+use super::prepare::{Features, Input, Preparation};
 use crate::{Error, Result};
 
 /// The inputs of some rows. All have one shape.
@@ -210,6 +212,42 @@ impl Store {
     }
 }
 
+impl Preparation {
+    /// Prepared inputs as a part keeps them.
+    ///
+    /// # Errors
+    /// Kind `Shape`: they are not this preparation's.
+    pub fn store(&self, features: Features) -> Result<Store> {
+        let shape = self.shape();
+        let store = Store::values(features.values, features.rows.len(), &shape)?;
+        // Columns that make a picture are pixels.
+        let pixel = |input: &Input| match input {
+            Input::Number { shift, divisor, .. } => Some([*shift as f32, *divisor as f32]),
+            Input::Category { .. } => None,
+        };
+        match self.inputs().iter().map(pixel).collect::<Option<Vec<_>>>() {
+            Some(scaling) if shape.len() == 3 => Ok(store.with_scaling(scaling)),
+            _ => Ok(store),
+        }
+    }
+
+    /// The pictures `rows` of `images` as a part keeps them: their bytes are shared, not copied.
+    ///
+    /// # Errors
+    /// Kind `Data`: the model is one of tables, or of pictures of another shape; kind `Shape`: there is no such picture.
+    pub fn store_of_images(&self, images: &Images, rows: Vec<usize>) -> Result<Store> {
+        let Some(pixels) = self.pixels() else {
+            let message = format!(
+                "the model was trained on a table of {} columns, found pictures",
+                self.inputs().len()
+            );
+            return Err(Error::data(images.source(), message));
+        };
+        images.check_shape(pixels.shape())?;
+        Store::pixels(Arc::clone(images.pixels()), rows, pixels)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,7 +280,9 @@ mod tests {
     #[test]
     fn values_are_as_many_as_the_shape_says() {
         assert!(Store::values(vec![], 3, &[0]).is_ok());
-        for (values, rows, shape) in [(3, 2, vec![2]), (1, 1, vec![]), (0, 1, vec![]), (4, 2, vec![usize::MAX, 2])] {
+        for (values, rows, shape) in
+            [(3, 2, vec![2]), (1, 1, vec![]), (0, 1, vec![]), (4, 2, vec![usize::MAX, 2])]
+        {
             let made = Store::values(vec![0.0; values], rows, &shape);
             assert_eq!(made.is_ok(), shape.is_empty() && values == 1, "{values} {rows} {shape:?}");
         }

@@ -16,6 +16,13 @@ pub enum Targets {
     Classes(Vec<i64>),
     /// Scaled values.
     Values(Vec<f32>),
+    /// A probability of each class, row-major `[rows, classes]`: what mixing rows makes of classes.
+    Probabilities {
+        /// The probabilities.
+        values: Vec<f32>,
+        /// The number of classes, at least 1.
+        classes: usize,
+    },
 }
 
 impl Targets {
@@ -24,6 +31,7 @@ impl Targets {
         match self {
             Targets::Classes(classes) => classes.len(),
             Targets::Values(values) => values.len(),
+            Targets::Probabilities { values, classes } => values.len() / (*classes).max(1),
         }
     }
 
@@ -32,9 +40,21 @@ impl Targets {
         self.len() == 0
     }
 
+    /// The targets of the rows `rows`.
+    pub fn range(&self, rows: std::ops::Range<usize>) -> Targets {
+        match self {
+            Targets::Classes(all) => Targets::Classes(all[rows].to_vec()),
+            Targets::Values(all) => Targets::Values(all[rows].to_vec()),
+            Targets::Probabilities { values, classes } => {
+                let values = values[rows.start * classes..rows.end * classes].to_vec();
+                Targets::Probabilities { values, classes: *classes }
+            }
+        }
+    }
+
     /// Makes `into` the targets of `rows`, in the memory it has if it is of the same kind.
     pub(super) fn gather(&self, rows: &[usize], into: &mut Targets) {
-        match (self, into) {
+        match (self, &mut *into) {
             (Targets::Classes(all), Targets::Classes(some)) => {
                 some.clear();
                 some.extend(rows.iter().map(|&row| all[row]));
@@ -43,19 +63,51 @@ impl Targets {
                 some.clear();
                 some.extend(rows.iter().map(|&row| all[row]));
             }
-            (Targets::Classes(all), into) => {
-                *into = Targets::Classes(rows.iter().map(|&row| all[row]).collect())
+            (
+                Targets::Probabilities { values: all, classes },
+                Targets::Probabilities { values: some, classes: width },
+            ) => {
+                *width = *classes;
+                some.clear();
+                rows.iter().for_each(|&row| some.extend_from_slice(&all[row * classes..(row + 1) * classes]));
             }
-            (Targets::Values(all), into) => {
-                *into = Targets::Values(rows.iter().map(|&row| all[row]).collect())
+            _ => {
+                *into = self.empty_like(rows.len());
+                self.gather(rows, into);
             }
         }
+    }
+
+    /// As [`Targets::gather`], each row mixed with another one, of which it keeps a share: `(row, other, share)`. Classes
+    /// become probabilities of `classes` of them.
+    pub(super) fn gather_mixed(&self, rows: &[(usize, usize, f32)], classes: usize, into: &mut Targets) {
+        if let Targets::Values(all) = self {
+            let mixed = rows.iter().map(|&(row, other, share)| share * all[row] + (1.0 - share) * all[other]);
+            return *into = Targets::Values(mixed.collect());
+        }
+        let mut values = vec![0.0; rows.len() * classes];
+        for (mixed, &(row, other, share)) in values.chunks_exact_mut(classes.max(1)).zip(rows) {
+            for (row, share) in [(row, share), (other, 1.0 - share)] {
+                match self {
+                    Targets::Classes(all) => mixed[all[row] as usize] += share,
+                    Targets::Probabilities { values: all, classes } => {
+                        let all = &all[row * classes..(row + 1) * classes];
+                        mixed.iter_mut().zip(all).for_each(|(mixed, p)| *mixed += share * p);
+                    }
+                    Targets::Values(_) => {}
+                }
+            }
+        }
+        *into = Targets::Probabilities { values, classes };
     }
 
     pub(super) fn empty_like(&self, capacity: usize) -> Self {
         match self {
             Targets::Classes(_) => Targets::Classes(Vec::with_capacity(capacity)),
             Targets::Values(_) => Targets::Values(Vec::with_capacity(capacity)),
+            Targets::Probabilities { classes, .. } => {
+                Targets::Probabilities { values: Vec::with_capacity(capacity * classes), classes: *classes }
+            }
         }
     }
 }

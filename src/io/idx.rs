@@ -71,10 +71,8 @@ fn read_array(file: &Path, from: &mut dyn Read, limit: u64) -> Result<HostTensor
         return Err(Error::data(file, "expected at least one dimension, found none"));
     }
     let extents = read_vec(file, from, rank * 4, "extents")?;
-    let shape: Vec<usize> = extents
-        .chunks_exact(4)
-        .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize)
-        .collect();
+    let shape: Vec<usize> =
+        extents.chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize).collect();
     let sized = byte_len(coding.dtype, &shape)
         .and_then(|_| byte_len(DType::U8, &shape))
         .and_then(|elements| Some((elements, elements.checked_mul(coding.width)?)));
@@ -82,7 +80,8 @@ fn read_array(file: &Path, from: &mut dyn Read, limit: u64) -> Result<HostTensor
         return Err(Error::data(file, format!("the size of an array {shape:?} overflows")));
     };
     if bytes as u64 > limit {
-        let message = format!("truncated: an array {shape:?} needs {bytes} bytes, which the file cannot hold");
+        let message =
+            format!("truncated: an array {shape:?} needs {bytes} bytes, which the file cannot hold");
         return Err(Error::data(file, message));
     }
     let data = read_vec(file, from, bytes, "elements")?;

@@ -49,7 +49,10 @@ impl<'a> Npz<'a> {
             return Err(Error::data(path, "two arrays have the same name"));
         }
         if archive.has_overlapping_files().map_err(|e| bad(path, "damaged", e))? {
-            return Err(Error::data(path, "two arrays share bytes of the file: it is damaged, or a zip bomb"));
+            return Err(Error::data(
+                path,
+                "two arrays share bytes of the file: it is damaged, or a zip bomb",
+            ));
         }
         let mut names = Vec::new();
         for name in archive.file_names() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{self, Metrics};
 use super::network::{self, Network, SummaryRow};
 use super::spec::Hidden;
-use crate::data::{Target, Targets, Task};
+use crate::data::{Store, Target, Targets, Task};
 use crate::io::HostTensor;
 use crate::nn::{Cx, Module, Scope, Sequential};
 use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
@@ -164,19 +164,37 @@ impl Model {
     /// The mean loss of `outputs` `[rows, outputs]`, a 0-d tensor: cross-entropy, two-class cross-entropy on logits, or
     /// mean squared error of the scaled values.
     pub fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        self.training_loss(outputs, targets, 0.0)
+        self.training_loss(outputs, targets, 0.0, None)
     }
 
-    /// As [`Model::loss`], with label smoothing where there are several classes.
-    pub fn training_loss(&self, outputs: &Tensor, targets: &Tensor, label_smoothing: f64) -> Result<Tensor> {
-        match self.architecture.task {
-            Task::Multiclass => {
-                outputs.cross_entropy(targets, CrossEntropy { label_smoothing, ..CrossEntropy::default() })
+    /// As [`Model::loss`], with label smoothing where there are several classes, and with a factor for each class. Factors
+    /// make it a weighted mean over the rows, but for targets that are probabilities of several classes: there it is divided
+    /// by the number of rows, as in PyTorch.
+    pub fn training_loss(
+        &self,
+        outputs: &Tensor,
+        targets: &Tensor,
+        label_smoothing: f64,
+        class_weights: Option<&[f32]>,
+    ) -> Result<Tensor> {
+        match (self.architecture.task, class_weights) {
+            (Task::Multiclass, weights) => {
+                let weight =
+                    weights.map(|w| Tensor::from_slice(w, w.len(), self.arena.device())).transpose()?;
+                let options =
+                    CrossEntropy { label_smoothing, weight: weight.as_ref(), ..CrossEntropy::default() };
+                outputs.cross_entropy(targets, options)
             }
-            Task::Binary => {
+            (Task::Binary, Some(&[negative, positive])) => {
+                let weight = targets.mul_scalar((positive - negative).into())?.add_scalar(negative.into())?;
+                let weight = weight.div(&weight.mean(&[], false)?)?;
+                let options = BceWithLogits { weight: Some(&weight), ..BceWithLogits::default() };
+                outputs.reshape(targets.shape())?.bce_with_logits(targets, options)
+            }
+            (Task::Binary, _) => {
                 outputs.reshape(targets.shape())?.bce_with_logits(targets, BceWithLogits::default())
             }
-            Task::Regression => outputs.reshape(targets.shape())?.mse_loss(targets, Reduction::Mean),
+            (Task::Regression, _) => outputs.reshape(targets.shape())?.mse_loss(targets, Reduction::Mean),
         }
     }
 
@@ -190,6 +208,13 @@ impl Model {
             (Task::Binary, Targets::Classes(classes)) => {
                 let classes: Vec<f32> = classes.iter().map(|&c| c as f32).collect();
                 Tensor::from_slice(&classes, classes.len(), device)
+            }
+            (Task::Multiclass, Targets::Probabilities { values, classes }) => {
+                Tensor::from_slice(values, [values.len() / classes, *classes], device)
+            }
+            (Task::Binary, Targets::Probabilities { values, classes: 2 }) => {
+                let positive: Vec<f32> = values.chunks_exact(2).map(|row| row[1]).collect();
+                Tensor::from_slice(&positive, positive.len(), device)
             }
             (Task::Regression, Targets::Values(values)) => Tensor::from_slice(values, values.len(), device),
             (task, _) => Err(Error::internal(format!("targets that do not fit the task {task}"))),
@@ -212,25 +237,26 @@ impl Model {
         }
     }
 
-    /// Answers to `features` (row-major `[rows, inputs]`) in evaluation mode, and the mean loss if targets are given.
-    pub fn evaluate(&self, features: &[f32], targets: Option<&Targets>) -> Result<(Answers, f64)> {
+    /// Answers to all rows of `inputs` in evaluation mode, and the mean loss if targets are given.
+    pub fn evaluate(&self, inputs: &Store, targets: Option<&Targets>) -> Result<(Answers, f64)> {
         let at_once = self.rows_at_once();
         let width = self.architecture.width();
-        let rows = features.len() / width.max(1);
+        let rows = inputs.rows();
         let classes = if self.architecture.task == Task::Binary { 2 } else { self.architecture.outputs };
         let mut all = match self.architecture.task {
             Task::Regression => Answers::Values(Vec::with_capacity(rows)),
             _ => Answers::Classes { probabilities: Vec::with_capacity(rows * classes), classes },
         };
         let mut loss = 0.0;
+        let mut buffer = Vec::new();
         no_grad(|| -> Result<()> {
             for start in (0..rows).step_by(at_once) {
                 let count = at_once.min(rows - start);
-                let part = &features[start * width..(start + count) * width];
+                let part = inputs.slice(start..start + count, &mut buffer);
                 let x = Tensor::from_slice(part, [count, width], self.arena.device())?;
                 let outputs = self.forward(&mut Cx::eval(), &x)?;
                 if let Some(targets) = targets {
-                    let targets = self.targets(&slice(targets, start, count))?;
+                    let targets = self.targets(&targets.range(start..start + count))?;
                     loss += self.loss(&outputs, &targets)?.item()? * count as f64;
                 }
                 match (&mut all, self.answers(&outputs)?) {
@@ -322,13 +348,6 @@ pub(crate) fn can_allocate(bytes: usize) -> bool {
     // An allocation that nobody sees may be left out, and is then taken for granted.
     std::hint::black_box(&probe);
     granted
-}
-
-fn slice(targets: &Targets, start: usize, count: usize) -> Targets {
-    match targets {
-        Targets::Classes(t) => Targets::Classes(t[start..start + count].to_vec()),
-        Targets::Values(t) => Targets::Values(t[start..start + count].to_vec()),
-    }
 }
 
 /// A copy in host memory.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::{Augment, ClassWeights, Sampler};
 use crate::optim::{Anneal, Plateau, Schedule};
 use crate::{Error, Result};
 
@@ -230,6 +231,15 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Epochs without a better validation loss after which training stops; 0 for never.
     pub patience: u64,
+    /// How training rows are changed at random.
+    #[serde(default, skip_serializing_if = "Augment::is_none")]
+    pub augment: Augment,
+    /// Factors of the training loss for each class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// Which rows an epoch has.
+    #[serde(default, skip_serializing_if = "Sampler::is_default")]
+    pub sampler: Sampler,
 }
 
 impl Default for TrainConfig {
@@ -252,6 +262,9 @@ impl Default for TrainConfig {
             batch: 32,
             seed: 42,
             patience: 6,
+            augment: Augment::default(),
+            class_weights: None,
+            sampler: Sampler::default(),
         }
     }
 }
@@ -303,6 +316,8 @@ impl TrainConfig {
                 )));
             }
         }
+        self.augment.check()?;
+        self.class_weights.as_ref().map_or(Ok(()), ClassWeights::check)?;
         self.schedule.check()
     }
 }

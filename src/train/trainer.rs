@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 use super::model::{Architecture, Model};
 use super::network::Network;
 use super::spec::{OptimizerKind, TrainConfig};
-use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Target, Targets};
+use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Sampler, Target, Targets};
 use crate::io::HostTensor;
 use crate::io::folder::{self, Folder};
 use crate::nn::Cx;
@@ -170,6 +170,8 @@ pub struct Trainer {
     log: String,
     place: Place,
     plateau: Option<(optim::Plateau, PlateauState)>,
+    /// Factors of the training loss.
+    class_weights: Option<Vec<f32>>,
 }
 
 impl Trainer {
@@ -249,19 +251,22 @@ impl Trainer {
             let message = "the network normalises over the batch, which needs at least 2 rows a step";
             return Err(Error::argument(message).with_help("give a larger --batch"));
         }
-        let drops = two && rows % config.batch == 1;
-        let options = LoaderOptions {
-            batch: config.batch,
-            order: Order::Shuffled { seed: config.seed },
-            last: if drops { LastBatch::Drop } else { LastBatch::Keep },
-            prefetch: None,
+        let last = if two && rows % config.batch == 1 { LastBatch::Drop } else { LastBatch::Keep };
+        let seed = config.seed;
+        let order = match config.sampler {
+            Sampler::Shuffled => Order::Shuffled { seed },
+            Sampler::Weighted => Order::Weighted { seed },
         };
+        let options = LoaderOptions { batch: config.batch, order, last, prefetch: None };
+        let classes = data.preparation.target().classes().len();
+        let class_weights =
+            config.class_weights.as_ref().map(|w| w.resolve(&data.train.targets, classes)).transpose()?;
         let optimizer = make_optimizer(&model, &config)?;
         let progress = Progress { data_checksum: checksum(&data), ..Progress::default() };
         let plateau = config.schedule.plateau().map(|p| (p, p.start(config.lr)));
         Ok(Trainer {
             target: data.preparation.target().clone(),
-            train: Loader::new(Arc::new(data.train), options)?,
+            train: Loader::new(Arc::new(data.train), options)?.with_augment(config.augment, seed, classes)?,
             validation: data.validation,
             test: data.test,
             kept: Vec::new(),
@@ -272,6 +277,7 @@ impl Trainer {
             file,
             progress,
             plateau,
+            class_weights,
         })
     }
 
@@ -370,7 +376,7 @@ impl Trainer {
     fn step(&mut self, x: &Tensor, targets: &Tensor, seed: u64) -> Result<f64> {
         let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
         let outputs = self.model.forward(&mut cx, x)?;
-        let loss = self.model.training_loss(&outputs, targets, self.file.training.label_smoothing)?;
+        let loss = self.loss(&outputs, targets)?;
         let value = loss.item()?;
         if !value.is_finite() {
             return Err(self.diagnose(x, targets, seed, value));
@@ -380,12 +386,17 @@ impl Trainer {
         Ok(value)
     }
 
+    fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let (smoothing, weights) = (self.file.training.label_smoothing, self.class_weights.as_deref());
+        self.model.training_loss(outputs, targets, smoothing, weights)
+    }
+
     /// The error for a loss that is not finite: runs the step once more to find the first bad op.
     fn diagnose(&self, x: &Tensor, targets: &Tensor, seed: u64, loss: f64) -> Error {
         let cause = self.first_not_finite(|| {
             let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
             let outputs = self.model.forward(&mut cx, x)?;
-            self.model.training_loss(&outputs, targets, self.file.training.label_smoothing).map(drop)
+            self.loss(&outputs, targets).map(drop)
         });
         let step = self.progress.steps + 1;
         diverged(&format!("the loss of step {step} is {loss}; {cause}"))
@@ -413,14 +424,14 @@ impl Trainer {
         let (mut val_loss, mut val_metrics) = (None, Metrics::new());
         if self.validation.rows() > 0 {
             let (answers, loss) =
-                self.model.evaluate(&self.validation.features, Some(&self.validation.targets))?;
+                self.model.evaluate(&self.validation.inputs, Some(&self.validation.targets))?;
             val_metrics = self.model.metrics(&answers, &self.validation.targets, &self.target);
             val_loss = Some(loss);
         }
         if !val_loss.unwrap_or(0.0).is_finite() || !self.parameters_are_finite()? {
             let cause = self.first_not_finite(|| {
                 let part = &self.validation;
-                self.model.evaluate(&part.features, Some(&part.targets)).map(drop)
+                self.model.evaluate(&part.inputs, Some(&part.targets)).map(drop)
             });
             let (step, epoch) = (self.progress.steps, self.progress.epoch + 1);
             return Err(diverged(&format!("after step {step}, at the end of epoch {epoch}: {cause}")));
@@ -552,7 +563,7 @@ impl Trainer {
         let mut test_loss = None;
         if let Some((judge, part)) = judged {
             self.file.metrics_on = Some(judge);
-            let (answers, loss) = kept.evaluate(&part.features, Some(&part.targets))?;
+            let (answers, loss) = kept.evaluate(&part.inputs, Some(&part.targets))?;
             self.file.metrics = kept.metrics(&answers, &part.targets, &self.target);
             test_loss = (self.test.rows() > 0).then_some(loss);
         }
@@ -605,10 +616,12 @@ fn make_optimizer(model: &Model, config: &TrainConfig) -> Result<Box<dyn optim::
 fn checksum(data: &Dataset) -> u32 {
     let mut hash = crc32fast::Hasher::new();
     for part in [&data.train, &data.validation, &data.test] {
-        hash.update(bytemuck::cast_slice(&part.features));
+        part.inputs.visit_bytes(|bytes| hash.update(bytes));
         match &part.targets {
             Targets::Classes(classes) => hash.update(bytemuck::cast_slice(classes)),
-            Targets::Values(values) => hash.update(bytemuck::cast_slice(values)),
+            Targets::Values(values) | Targets::Probabilities { values, .. } => {
+                hash.update(bytemuck::cast_slice(values));
+            }
         }
     }
     hash.finalize()

@@ -46,7 +46,10 @@ impl ImageSet {
         let part = |part: &str| -> Result<Images> {
             let file = |what: &str, rank: u32| {
                 find(dir, part, what).ok_or_else(|| {
-                    Error::data(dir, format!("there is no {part}-{what}-idx{rank}-ubyte or the same with .gz"))
+                    Error::data(
+                        dir,
+                        format!("there is no {part}-{what}-idx{rank}-ubyte or the same with .gz"),
+                    )
                 })
             };
             Images::read_idx(file("images", 3)?, Some(&file("labels", 1)?))
@@ -130,20 +133,27 @@ impl Images {
             }
             let pictures = Images::read_pictures(&[path], options);
             // One without pictures may have classes, and says best itself what it lacks.
-            return if pictures.is_ok() || has_pictures(path) { pictures } else { Images::read_classes(path, options) };
+            return if pictures.is_ok() || has_pictures(path) {
+                pictures
+            } else {
+                Images::read_classes(path, options)
+            };
         }
         let start = start_of(path)?;
         match start[..] {
             [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] => Images::read_pictures(&[path], options),
             [b'P', b'K', ..] => match ArraySet::read_npz(path)? {
                 ArraySet::Images(set) => Ok(set.measured()),
-                ArraySet::Tables { .. } => {
-                    Err(Error::data(path, "expected pictures (whole numbers from 0 to 255), found other arrays"))
-                }
+                ArraySet::Tables { .. } => Err(Error::data(
+                    path,
+                    "expected pictures (whole numbers from 0 to 255), found other arrays",
+                )),
             },
             [0x93, b'N', b'U', b'M', ..] => Images::from_array(path, npy::read(path)?),
             [0, 0, ..] | [0x1f, 0x8b, ..] => Images::read_idx(path, None),
-            _ => Err(Error::data(path, "expected a PNG or JPEG picture, an IDX, npy or npz file, or a folder")),
+            _ => {
+                Err(Error::data(path, "expected a PNG or JPEG picture, an IDX, npy or npz file, or a folder"))
+            }
         }
     }
 }

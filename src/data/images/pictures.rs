@@ -75,7 +75,9 @@ impl Images {
                 dir,
                 format!("expected a folder for each class, or IDX files; found {found}"),
             )
-            .with_help("put the pictures of each class in a folder that is named after it: DIR/CLASS/1.png"));
+            .with_help(
+                "put the pictures of each class in a folder that is named after it: DIR/CLASS/1.png",
+            ));
         }
         let mut classes = Vec::with_capacity(folders.len());
         for folder in &folders {
@@ -92,8 +94,9 @@ impl Images {
             classes.push((name, pictures));
         }
         let longest = classes.iter().map(|(_, pictures)| pictures.len()).max().unwrap_or(0);
-        let in_turn = (0..longest)
-            .flat_map(|at| classes.iter().filter_map(move |(name, pictures)| Some((*name, pictures.get(at)?))));
+        let in_turn = (0..longest).flat_map(|at| {
+            classes.iter().filter_map(move |(name, pictures)| Some((*name, pictures.get(at)?)))
+        });
         let (names, files): (Vec<&str>, Vec<&Path>) = in_turn
             .take(options.limit.unwrap_or(usize::MAX))
             .map(|(name, file)| (name, file.as_path()))
@@ -119,8 +122,13 @@ impl Images {
             }
             all.extend(pictures);
         }
-        let files: Vec<&Path> = all.iter().map(PathBuf::as_path).take(options.limit.unwrap_or(usize::MAX)).collect();
-        let source = if let [file] = files[..] { file } else { files.first().and_then(|f| f.parent()).unwrap_or(Path::new(".")) };
+        let files: Vec<&Path> =
+            all.iter().map(PathBuf::as_path).take(options.limit.unwrap_or(usize::MAX)).collect();
+        let source = if let [file] = files[..] {
+            file
+        } else {
+            files.first().and_then(|f| f.parent()).unwrap_or(Path::new("."))
+        };
         Images::decode(source, &files, options)
     }
 
@@ -129,10 +137,12 @@ impl Images {
         let (bytes, shape) = decode(first, options)?;
         let mut pixels = Vec::new();
         let size = bytes.len();
-        size.checked_mul(files.len()).and_then(|total| pixels.try_reserve_exact(total).ok()).ok_or_else(|| {
-            let message = format!("no memory for {} {}", files.len(), described(shape));
-            Error::new(ErrorKind::OutOfMemory, message).at(source, None, None::<String>)
-        })?;
+        size.checked_mul(files.len()).and_then(|total| pixels.try_reserve_exact(total).ok()).ok_or_else(
+            || {
+                let message = format!("no memory for {} {}", files.len(), described(shape));
+                Error::new(ErrorKind::OutOfMemory, message).at(source, None, None::<String>)
+            },
+        )?;
         pixels.extend_from_slice(&bytes);
         pixels.resize(size * files.len(), 0);
         // The error of the first bad file, whichever thread meets which file first.
@@ -196,9 +206,8 @@ fn list(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
 
 /// The bytes of a picture `[C, H, W]`, and its shape.
 fn decode(file: &Path, options: &ImageOptions) -> Result<(Vec<u8>, [usize; 3])> {
-    let broken = |cause: image::ImageError| {
-        Error::data(file, "not a whole PNG or JPEG picture").caused_by(cause)
-    };
+    let broken =
+        |cause: image::ImageError| Error::data(file, "not a whole PNG or JPEG picture").caused_by(cause);
     let reader = ImageReader::open(file).map_err(|e| Error::io(file, "open", e))?;
     let mut reader = reader.with_guessed_format().map_err(|e| Error::io(file, "read", e))?;
     // A header's promise of a size is not worth more memory than this: 16,384 x 16,384 pixels of 16 bits in 4 channels.
@@ -220,7 +229,11 @@ fn decode(file: &Path, options: &ImageOptions) -> Result<(Vec<u8>, [usize; 3])> 
     let is_same = (picture.width(), picture.height()) == (width, height);
     let bytes = if channels == 1 {
         let grey = picture.into_luma8();
-        if is_same { grey.into_raw() } else { imageops::resize(&grey, width, height, FilterType::Triangle).into_raw() }
+        if is_same {
+            grey.into_raw()
+        } else {
+            imageops::resize(&grey, width, height, FilterType::Triangle).into_raw()
+        }
     } else {
         planes(if is_same { picture } else { resized(picture, width, height) })
     };
