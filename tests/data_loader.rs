@@ -6,15 +6,14 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use warpsmith::ErrorKind;
 use warpsmith::data::{
-    Batch, LastBatch, Loader, LoaderOptions, Order, Part, Position, SplitOptions, Targets, batch_size, split,
+    Batch, LastBatch, Loader, LoaderOptions, Order, Part, Position, SplitOptions, Store, Targets, batch_size, split,
 };
 
 /// Row `i` holds `i`, `i + 0.5` and so on; its class is `i`.
 fn part(rows: usize, columns: usize) -> Arc<Part> {
     let value = |i: usize| (i / columns) as f32 + (i % columns) as f32 * 0.5;
     Arc::new(Part {
-        features: (0..rows * columns).map(value).collect(),
-        columns,
+        inputs: Store::values((0..rows * columns).map(value).collect(), rows, &[columns]).unwrap(),
         targets: Targets::Classes((0..rows as i64).collect()),
         source_rows: (0..rows).collect(),
     })
@@ -92,7 +91,7 @@ fn bad_requests_are_errors() {
         Loader::new(part(0, 1), options(1, Order::Sequential, 0)).err().unwrap().kind(),
         ErrorKind::Data
     );
-    let broken = Part { columns: 2, ..(*part(3, 1)).clone() };
+    let broken = Part { inputs: part(2, 1).inputs.clone(), ..(*part(3, 1)).clone() };
     assert_eq!(
         Loader::new(Arc::new(broken), options(1, Order::Sequential, 0)).err().unwrap().kind(),
         ErrorKind::Shape

@@ -377,7 +377,14 @@ fn the_digits_are_prepared_as_the_quality_bars_expect() {
     assert_eq!((set.train.rows(), set.validation.rows(), set.test.rows()), (1294, 144, 359));
     assert_eq!(set.preparation.target().classes(), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
     // The corner pixel is 0 in every image.
-    assert!(set.train.features.chunks_exact(64).all(|row| row[0] == 0.0));
+    let mut rows = Vec::new();
+    set.train.inputs.gather(&(0..1294).collect::<Vec<_>>(), &mut rows);
+    assert!(rows.chunks_exact(64).all(|row| row[0] == 0.0));
+    // They are pictures, in the model's file too.
+    assert_eq!((set.shape(), set.train.inputs.shape()), (vec![1, 8, 8], &[1, 8, 8][..]));
+    let text = toml::to_string(&set.preparation).unwrap();
+    assert_eq!(toml::from_str::<Preparation>(&text).unwrap(), set.preparation);
+    assert!(toml::from_str::<Preparation>(&text.replace("[1, 8, 8]", "[1, 8, 9]")).is_err());
     // Raw rows, under names of their own, are prepared alike.
     let raw: Vec<u8> = vec![8; 64];
     let raw = Table::from_matrix("raw.npy", &raw, 1, 64).unwrap();
