@@ -213,6 +213,74 @@ def losses():
     return {"cases": cases}
 
 
+# ---- recurrent networks ----
+
+
+def recurrent():
+    """Whole recurrent networks and single cells: outputs, last states, and the gradients of input, states and parameters."""
+    cases = []
+
+    def add(name, op, net, args, x, states):
+        inputs = {"x": x, **states}
+        named = dict(net.named_parameters())
+        with torch.no_grad():
+            for index, parameter in enumerate(named.values()):
+                parameter.copy_(grid(*parameter.shape, seed=200 + index, scale=0.5))
+        net.double()
+        leaves = {key: t.clone().requires_grad_() for key, t in inputs.items()}
+        given = [leaves[key] for key in states]
+        found = net(leaves["x"], *([] if not given else [tuple(given)] if len(given) == 2 else given))
+        # Cells return h, or h and c; networks y and the last states.
+        if op.endswith("_cell"):
+            names, parts = ["h", "c"], found if isinstance(found, tuple) else (found,)
+        else:
+            names, parts = ["y", "h_n", "c_n"], (found[0], *(found[1] if isinstance(found[1], tuple) else (found[1],)))
+        outputs = dict(zip(names, parts))
+        seeds = {key: grid(*t.shape, seed=300 + index) for index, (key, t) in enumerate(outputs.items())}
+        loss = sum((t * seeds[key]).sum() for key, t in outputs.items())
+        wanted = {**leaves, **named}
+        grads = torch.autograd.grad(loss, list(wanted.values()))
+        cases.append({
+            "name": name, "op": op, "args": args,
+            "inputs": {key: tensor(t) for key, t in inputs.items()},
+            "parameters": {key: tensor(t) for key, t in named.items()},
+            "outputs": {key: tensor(t) for key, t in outputs.items()},
+            "dy": {key: tensor(t) for key, t in seeds.items()},
+            "grads": {key: tensor(t) for key, t in zip(wanted, grads)},
+        })
+
+    width, hidden, batch = 4, 3, 2
+    kinds = [("lstm", nn.LSTM, nn.LSTMCell, {}), ("gru", nn.GRU, nn.GRUCell, {}), ("rnn", nn.RNN, nn.RNNCell, {}),
+             ("rnn_relu", nn.RNN, nn.RNNCell, {"nonlinearity": "relu"})]
+    shapes = {
+        "plain": (5, {}, False),
+        "one_step": (1, {}, True),
+        "no_bias": (3, {"bias": False}, True),
+        "bidirectional": (4, {"bidirectional": True}, True),
+        "two_layers": (3, {"num_layers": 2}, False),
+        "all": (3, {"num_layers": 2, "bidirectional": True, "batch_first": True}, True),
+        "long": (40, {"batch_first": True}, False),
+    }
+    for kind, network, cell, extra in kinds:
+        for shape, (steps, options, given) in shapes.items():
+            if kind == "rnn_relu" and shape not in ("plain", "all"):
+                continue
+            net = network(width, hidden, **options, **extra)
+            args = {"num_layers": 1, "bidirectional": False, "bias": True, "batch_first": False, **options, **extra}
+            x = grid(steps, batch, width, seed=100)
+            rows = args["num_layers"] * (2 if args["bidirectional"] else 1)
+            names = (["h0", "c0"] if kind == "lstm" else ["h0"]) if given else []
+            states = {key: grid(rows, batch, hidden, seed=101 + index) for index, key in enumerate(names)}
+            x = x.transpose(0, 1).contiguous() if args["batch_first"] else x
+            add(f"{kind}_{shape}", kind.split("_")[0], net, args, x, states)
+        for bias in [True, False]:
+            names = (["h0", "c0"] if kind == "lstm" else ["h0"]) if bias else []
+            states = {key: grid(batch, hidden, seed=111 + index) for index, key in enumerate(names)}
+            add(f"{kind}_cell" + ("" if bias else "_no_bias"), f"{kind.split('_')[0]}_cell", cell(width, hidden, bias=bias, **extra),
+                {"bias": bias, **extra}, grid(batch, width, seed=110), states)
+    return {"cases": cases}
+
+
 # ---- a whole model, and PyTorch's own file of it ----
 
 
@@ -571,7 +639,7 @@ def main():
     torch.set_num_threads(1)
     model_content, tensors = model()
     contents = {
-        "layers.json": layers(), "losses.json": losses(), "model.json": model_content, "optimizers.json": optimizers(),
+        "layers.json": layers(), "losses.json": losses(), "recurrent.json": recurrent(), "model.json": model_content, "optimizers.json": optimizers(),
         "schedulers.json": schedulers(), "clipping.json": clipping(), "initialisers.json": initialisers(),
     }
     bad = []

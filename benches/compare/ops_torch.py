@@ -74,6 +74,17 @@ def cases(torch):
     yield "cumsum_axis1", lambda t: torch.cumsum(t, 1), [x]
     yield "scatter_add", lambda t, s: torch.scatter_add(t, 1, columns, s), [x, other]
     yield "one_hot", lambda t: F.one_hot(chosen, n), [x.detach()]
+    # Two recurrent layers of width 128: 64 steps, batch 64, 64 inputs.
+    zeros = torch.zeros(2, 64, 128)
+    for name, gates in [("lstm", 4), ("gru", 3), ("rnn", 1)]:
+        shapes = [(gates * 128, width) for layer in (64, 128) for width in (layer, 128, None, None)]
+        weights = [normal(*(s for s in shape if s)) / 384**0.5 for shape in shapes]
+        function = {
+            "lstm": lambda t, *w: torch.lstm(t, (zeros, zeros), w, True, 2, 0.0, True, False, False)[0],
+            "gru": lambda t, *w: torch.gru(t, zeros, w, True, 2, 0.0, True, False, False)[0],
+            "rnn": lambda t, *w: torch.rnn_tanh(t, zeros, w, True, 2, 0.0, True, False, False)[0],
+        }[name]
+        yield name, function, [normal(64, 64, 64), *weights]
 
 
 # No gradient, or one that PyTorch returns as a view of dy (expand, narrow, transpose): there is nothing to time.

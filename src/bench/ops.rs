@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod recurrent;
+
 use std::time::Duration;
 
 use super::{Times, below, normal, wrong};
@@ -275,6 +277,7 @@ fn cases(device: Device) -> Result<Vec<OpCase>> {
     products(&mut cases)?;
     moving(&mut cases)?;
     ordering(&mut cases)?;
+    recurrent::add(&mut cases)?;
     Ok(cases.list)
 }
 

@@ -27,7 +27,7 @@ use crate::cpu::gemm::{MatRef, PackedFactor};
 use crate::cpu::par;
 use crate::cpu::pool::Block;
 use crate::cpu::simd::{MatMut, vectorize};
-use crate::dtype::{Element, Float};
+use crate::dtype::{Element, Float, Real};
 use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Tensor, View};
 use crate::{Error, Result, Shape};
@@ -229,7 +229,7 @@ impl<T: Float> Recurrent<'_, T> {
                 let given = &given[first * width..][..sums.len()];
                 vectorize(
                     #[inline(always)]
-                    || sums.iter_mut().zip(given).for_each(|(s, g)| *s += g.to_acc()),
+                    || add_here(given, sums),
                 );
             }
         }
@@ -260,11 +260,51 @@ fn quarters<A>(row: &mut [A]) -> [&mut [A]; 4] {
     [i, f, g, o]
 }
 
+/// σ of all elements; vectorised where the caller is.
+#[inline(always)]
+fn sigmoids<A: Real>(x: &mut [A]) {
+    for x in x {
+        *x = x.sigmoid();
+    }
+}
+
+/// tanh of all elements; vectorised where the caller is.
+#[inline(always)]
+fn tanhs<A: Real>(x: &mut [A]) {
+    for x in x {
+        *x = Real::tanh(*x);
+    }
+}
+
+/// Widens; vectorised where the caller is.
+#[inline(always)]
+fn widen_here<T: Float>(from: &[T], to: &mut [T::Acc]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.to_acc();
+    }
+}
+
+/// Rounds; vectorised where the caller is.
+#[inline(always)]
+fn narrow_here<T: Float>(from: &[T::Acc], to: &mut [T]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = T::from_acc(from);
+    }
+}
+
+/// Adds; vectorised where the caller is.
+#[inline(always)]
+fn add_here<T: Float>(from: &[T], to: &mut [T::Acc]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from.to_acc();
+    }
+}
+
 /// Widens.
 fn widen<T: Float>(from: &[T], to: &mut [T::Acc]) {
     vectorize(
         #[inline(always)]
-        || to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_acc()),
+        || widen_here(from, to),
     );
 }
 
@@ -272,7 +312,7 @@ fn widen<T: Float>(from: &[T], to: &mut [T::Acc]) {
 fn narrow<T: Float>(from: &[T::Acc], to: &mut [T]) {
     vectorize(
         #[inline(always)]
-        || to.iter_mut().zip(from).for_each(|(to, &from)| *to = T::from_acc(from)),
+        || narrow_here(from, to),
     );
 }
 

@@ -50,12 +50,19 @@ fn activate<A: Real>([r, z, n]: [&mut [A]; 3], [br, bz, bn]: [&[A]; 3], h: &mut 
     let (br, bz, bn) = (&br[..count], &bz[..count], &bn[..count]);
     for k in 0..count {
         r[k] = (r[k] + br[k]).sigmoid();
+    }
+    for k in 0..count {
         z[k] = (z[k] + bz[k]).sigmoid();
+    }
+    for k in 0..count {
         n[k] = Real::tanh(n[k] + r[k] * bn[k]);
+    }
+    for k in 0..count {
         h[k] = n[k] + z[k] * (h[k] - n[k]);
     }
 }
 
+#[inline(always)]
 fn thirds<A>(row: &[A]) -> [&[A]; 3] {
     let (a, rest) = row.split_at(row.len() / 3);
     let (b, c) = rest.split_at(rest.len() / 2);
@@ -116,9 +123,9 @@ impl<T: Float> Inputs<'_, T> {
                     for ((gates, h), (xw, sums)) in all {
                         let [r, z, n, bn] = super::quarters(gates);
                         let [xr, xz, xn] = thirds(xw);
-                        for (gate, x) in [(&mut *r, xr), (&mut *z, xz), (&mut *n, xn)] {
-                            gate.iter_mut().zip(x).for_each(|(gate, x)| *gate = x.to_acc());
-                        }
+                        super::widen_here(xr, r);
+                        super::widen_here(xz, z);
+                        super::widen_here(xn, n);
                         let sums = thirds(sums);
                         activate([r, z, n], sums, h);
                         bn.copy_from_slice(sums[2]);
@@ -140,13 +147,15 @@ fn differentiate<A: Real>([r, z, n, bn]: [&mut [A]; 4], dh: &mut [A], before: &[
     let (r, z, n, bn) = (&mut r[..count], &mut z[..count], &mut n[..count], &mut bn[..count]);
     let before = &before[..count];
     for k in 0..count {
-        let d = dh[k];
-        let dn = d * (A::ONE - z[k]) * (A::ONE - n[k] * n[k]);
-        let dz = d * (before[k] - n[k]) * (z[k] * (A::ONE - z[k]));
-        let dr = dn * bn[k] * (r[k] * (A::ONE - r[k]));
-        dh[k] = d * z[k];
-        bn[k] = dn * r[k];
-        (r[k], z[k], n[k]) = (dr, dz, dn);
+        let (d, update, fresh) = (dh[k], z[k], n[k]);
+        n[k] = d * (A::ONE - update) * (A::ONE - fresh * fresh);
+        z[k] = d * (before[k] - fresh) * (update * (A::ONE - update));
+        dh[k] = d * update;
+    }
+    for k in 0..count {
+        let (dn, reset) = (n[k], r[k]);
+        r[k] = dn * bn[k] * (reset * (A::ONE - reset));
+        bn[k] = dn * reset;
     }
 }
 
@@ -187,18 +196,18 @@ impl<T: Float> Tape<'_, T> {
             vectorize(
                 #[inline(always)]
                 || {
-                    dh.iter_mut().zip(dy).for_each(|(dh, dy)| *dh += dy.to_acc());
+                    super::add_here(dy, dh);
                     let states = dh.chunks_exact_mut(hidden).zip(before.chunks_exact(hidden));
                     let outs = dxw.chunks_exact_mut(3 * hidden).zip(dsums.chunks_exact_mut(3 * hidden));
                     let all = gates.chunks_exact_mut(4 * hidden).zip(sums.chunks_exact_mut(3 * hidden));
                     for (((gates, sums), (dh, before)), (dxw, dsums)) in all.zip(states).zip(outs) {
                         differentiate(super::quarters(gates), dh, before);
                         let (gx, bn) = gates.split_at(3 * hidden);
-                        dxw.iter_mut().zip(gx).for_each(|(to, &from)| *to = T::from_acc(from));
+                        super::narrow_here(gx, dxw);
                         let (front, back) = dsums.split_at_mut(2 * hidden);
                         front.copy_from_slice(&dxw[..2 * hidden]);
-                        back.iter_mut().zip(bn).for_each(|(to, &from)| *to = T::from_acc(from));
-                        sums.iter_mut().zip(&*dsums).for_each(|(to, from)| *to = from.to_acc());
+                        super::narrow_here(bn, back);
+                        super::widen_here(dsums, sums);
                     }
                 },
             );

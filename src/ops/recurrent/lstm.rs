@@ -44,13 +44,22 @@ pub struct LstmBackward {
 }
 
 /// The gates and the new state of a row, in place.
+///
+/// Here and in the backward a loop touches few slices, so that the compiler's checks that they do not overlap stay few enough
+/// for it to vectorise at all.
 #[inline(always)]
-fn activate<A: Real>([i, f, g, o]: [&mut [A]; 4], c: &mut [A], h: &mut [A]) {
+fn activate<A: Real>(gates: &mut [A], c: &mut [A], h: &mut [A]) {
     let n = h.len();
+    let [i, f, g, o] = super::quarters(gates);
     let (i, f, g, o, c) = (&mut i[..n], &mut f[..n], &mut g[..n], &mut o[..n], &mut c[..n]);
+    super::sigmoids(i);
+    super::sigmoids(f);
+    super::sigmoids(o);
+    super::tanhs(g);
     for k in 0..n {
-        (i[k], f[k], g[k], o[k]) = (i[k].sigmoid(), f[k].sigmoid(), Real::tanh(g[k]), o[k].sigmoid());
         c[k] = f[k] * c[k] + i[k] * g[k];
+    }
+    for k in 0..n {
         h[k] = o[k] * Real::tanh(c[k]);
     }
 }
@@ -92,7 +101,7 @@ impl<T: Float> Inputs<'_, T> {
                 || {
                     let states = c.chunks_exact_mut(hidden).zip(h.chunks_exact_mut(hidden));
                     for (row, (c, h)) in sums.chunks_exact_mut(4 * hidden).zip(states) {
-                        activate(super::quarters(row), c, h);
+                        activate(row, c, h);
                     }
                 },
             );
@@ -107,22 +116,29 @@ impl<T: Float> Inputs<'_, T> {
     }
 }
 
-/// The sums' gradient of a row (in place of the gates) and that of the cell state before the step.
+/// The sums' gradient of a row (in place of the gates) and that of the cell state before the step. `tanh`: c at first.
 #[inline(always)]
-fn differentiate<A: Real>([i, f, g, o]: [&mut [A]; 4], dh: &[A], dc: &mut [A], c: &[A], before: &[A]) {
+fn differentiate<A: Real>(gates: &mut [A], dh: &[A], dc: &mut [A], tanh: &mut [A], before: &[A]) {
     let n = dh.len();
+    let [i, f, g, o] = super::quarters(gates);
     let (i, f, g, o) = (&mut i[..n], &mut f[..n], &mut g[..n], &mut o[..n]);
-    let (dc, c, before) = (&mut dc[..n], &c[..n], &before[..n]);
+    let (dc, tanh, before) = (&mut dc[..n], &mut tanh[..n], &before[..n]);
+    super::tanhs(tanh);
     for k in 0..n {
-        let tanh = Real::tanh(c[k]);
-        let d = dc[k] + dh[k] * o[k] * (A::ONE - tanh * tanh);
-        let (di, df, dg) = (d * g[k], d * before[k], d * i[k]);
-        let out = o[k];
-        dc[k] = d * f[k];
-        o[k] = dh[k] * tanh * (out * (A::ONE - out));
-        i[k] = di * (i[k] * (A::ONE - i[k]));
-        f[k] = df * (f[k] * (A::ONE - f[k]));
-        g[k] = dg * (A::ONE - g[k] * g[k]);
+        dc[k] += dh[k] * o[k] * (A::ONE - tanh[k] * tanh[k]);
+    }
+    for k in 0..n {
+        o[k] = dh[k] * tanh[k] * (o[k] * (A::ONE - o[k]));
+    }
+    for k in 0..n {
+        let (input, candidate) = (i[k], g[k]);
+        i[k] = dc[k] * candidate * (input * (A::ONE - input));
+        g[k] = dc[k] * input * (A::ONE - candidate * candidate);
+    }
+    for k in 0..n {
+        let (forget, cell) = (f[k], dc[k]);
+        f[k] = cell * before[k] * (forget * (A::ONE - forget));
+        dc[k] = cell * forget;
     }
 }
 
@@ -170,13 +186,13 @@ impl<T: Float> Tape<'_, T> {
             vectorize(
                 #[inline(always)]
                 || {
-                    dh.iter_mut().zip(dy).for_each(|(dh, dy)| *dh += dy.to_acc());
-                    let states = c.chunks_exact(hidden).zip(before.chunks_exact(hidden));
+                    super::add_here(dy, dh);
+                    let states = c.chunks_exact_mut(hidden).zip(before.chunks_exact(hidden));
                     let grads = dh.chunks_exact(hidden).zip(dc.chunks_exact_mut(hidden));
                     for ((row, (dh, dc)), (c, before)) in
                         sums.chunks_exact_mut(4 * hidden).zip(grads).zip(states)
                     {
-                        differentiate(super::quarters(row), dh, dc, c, before);
+                        differentiate(row, dh, dc, c, before);
                     }
                 },
             );

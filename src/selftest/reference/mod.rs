@@ -16,6 +16,7 @@ pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
+pub mod recurrent;
 pub mod reduce;
 pub mod round;
 pub mod softmax;
@@ -79,6 +80,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         norm::expected,
         batch_norm::expected,
         pool::expected,
+        recurrent::expected,
         unary::expected,
         binary::expected,
     ];
