@@ -10,6 +10,7 @@ use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
+use super::log;
 use super::metrics::Metrics;
 use super::model::{Architecture, Model, from_host, to_host};
 use super::spec::TrainConfig;
@@ -28,6 +29,7 @@ const LAST_WEIGHTS: &str = "state/model.safetensors";
 const OPTIMIZER: &str = "state/optimizer.safetensors";
 const PROGRESS: &str = "state/progress.toml";
 const LOG: &str = "metrics.jsonl";
+const TABLE: &str = "metrics.csv";
 
 /// The part of the data that a model's figures are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +126,7 @@ pub struct Checkpoint<'a> {
     pub model: &'a Model,
     /// How far training has come.
     pub progress: &'a Progress,
-    /// Lines for `metrics.jsonl`.
+    /// Lines for `metrics.jsonl`, of which `metrics.csv` is made too.
     pub log: &'a str,
 }
 
@@ -147,6 +149,7 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
     };
     let file = text("model.toml", toml::to_string(checkpoint.file))?;
     let progress = text("progress.toml", toml::to_string(checkpoint.progress))?;
+    let table = log::to_csv(&log::parse(checkpoint.log)?, checkpoint.file.architecture.task);
     let last = checkpoint.model.state()?;
     let moments = state_slices(checkpoint.model.arena())?
         .into_iter()
@@ -159,7 +162,8 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
             staging.file(name, |out| safetensors::write_to(out, tensors, &metadata))?;
         }
         staging.bytes(PROGRESS, progress.as_bytes())?;
-        staging.bytes(LOG, checkpoint.log.as_bytes())
+        staging.bytes(LOG, checkpoint.log.as_bytes())?;
+        staging.bytes(TABLE, table.as_bytes())
     })
 }
 
@@ -168,17 +172,22 @@ pub fn read_log(folder: &Folder, epochs: u64) -> Result<String> {
     let bytes = folder.read(LOG)?;
     let text = std::str::from_utf8(&bytes)
         .map_err(|e| Error::data(folder.path().join(LOG), "not UTF-8").caused_by(e))?;
-    Ok(text.split_inclusive('\n').take(epochs.try_into().unwrap_or(usize::MAX)).collect())
+    let log: String = text.split_inclusive('\n').take(epochs.try_into().unwrap_or(usize::MAX)).collect();
+    log::parse(&log).map_err(|e| Error::data(folder.path().join(LOG), e.message()))?;
+    Ok(log)
 }
 
 /// Gives the folder `dir` another log; all else stays as it is.
 pub fn replace_log(dir: &Path, log: &str) -> Result<()> {
-    let folder = Folder::open(dir)?;
-    let files = folder.names().filter(|&name| name != LOG).map(|name| Ok((name, folder.read(name)?)));
+    let (folder, file) = open(dir)?;
+    let table = log::to_csv(&log::parse(log)?, file.architecture.task);
+    let names = folder.names().filter(|&name| ![LOG, TABLE].contains(&name));
+    let files = names.map(|name| Ok((name, folder.read(name)?)));
     let files = files.collect::<Result<Vec<_>>>()?;
     folder::save(dir, |staging| {
         files.iter().try_for_each(|(name, bytes)| staging.bytes(name, bytes))?;
-        staging.bytes(LOG, log.as_bytes())
+        staging.bytes(LOG, log.as_bytes())?;
+        staging.bytes(TABLE, table.as_bytes())
     })
 }
 

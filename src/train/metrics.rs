@@ -4,8 +4,19 @@
 
 use std::collections::BTreeMap;
 
+use crate::data::Task;
+
 /// Named figures of one evaluation.
 pub type Metrics = BTreeMap<String, f64>;
+
+/// The names of all figures that an evaluation for `task` can have, sorted.
+pub fn names(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Binary => &["accuracy", "f1", "precision", "recall", "roc_auc"],
+        Task::Multiclass => &["accuracy"],
+        Task::Regression => &["mae", "r2", "rmse"],
+    }
+}
 
 /// Share of rows whose predicted class is the true one. NaN without rows.
 pub fn accuracy(predicted: &[i64], truth: &[i64]) -> f64 {
@@ -74,6 +85,13 @@ pub fn regression(predicted: &[f64], truth: &[f64]) -> Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_figure_has_its_name_listed() {
+        let keys = |metrics: Metrics| metrics.into_keys().collect::<Vec<_>>();
+        assert_eq!(keys(binary(&[0.1, 0.9], &[0, 1])), names(Task::Binary));
+        assert_eq!(keys(regression(&[1.0, 2.0], &[1.0, 3.0])), names(Task::Regression));
+    }
 
     fn assert_metrics(got: &Metrics, want: &[(&str, f64)]) {
         assert_eq!(got.len(), want.len(), "{got:?}");

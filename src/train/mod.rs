@@ -20,10 +20,12 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod log;
 pub mod metrics;
 mod model;
 pub mod network;
 mod predictor;
+pub mod report;
 mod spec;
 mod trainer;
 

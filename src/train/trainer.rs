@@ -5,13 +5,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{self, Checkpoint, FORMAT, Judge, ModelFile, Progress};
+use super::{log, report};
 use super::metrics::Metrics;
 use super::model::{Architecture, Model};
 use super::network::Network;
@@ -50,6 +50,10 @@ pub struct EpochReport {
 
 /// Is told what happens.
 pub trait Observer {
+    /// An optimiser step (from 1) was made, on a batch of this mean loss.
+    fn step(&mut self, step: u64, loss: f64) {
+        let _ = (step, loss);
+    }
     /// A batch was trained on: batches done and in all, of this epoch (from 1).
     fn batch(&mut self, epoch: u64, done: usize, of: usize) {
         let _ = (epoch, done, of);
@@ -68,6 +72,48 @@ pub trait Observer {
 pub struct Silent;
 
 impl Observer for Silent {}
+
+/// Tells both.
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn step(&mut self, step: u64, loss: f64) {
+        self.0.step(step, loss);
+        self.1.step(step, loss);
+    }
+
+    fn batch(&mut self, epoch: u64, done: usize, of: usize) {
+        self.0.batch(epoch, done, of);
+        self.1.batch(epoch, done, of);
+    }
+
+    fn epoch(&mut self, report: &EpochReport) {
+        self.0.epoch(report);
+        self.1.epoch(report);
+    }
+
+    fn saved(&mut self, dir: &Path) {
+        self.0.saved(dir);
+        self.1.saved(dir);
+    }
+}
+
+/// Tells whoever is there.
+impl<A: Observer> Observer for Option<A> {
+    fn step(&mut self, step: u64, loss: f64) {
+        self.iter_mut().for_each(|observer| observer.step(step, loss));
+    }
+
+    fn batch(&mut self, epoch: u64, done: usize, of: usize) {
+        self.iter_mut().for_each(|observer| observer.batch(epoch, done, of));
+    }
+
+    fn epoch(&mut self, report: &EpochReport) {
+        self.iter_mut().for_each(|observer| observer.epoch(report));
+    }
+
+    fn saved(&mut self, dir: &Path) {
+        self.iter_mut().for_each(|observer| observer.saved(dir));
+    }
+}
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -291,6 +337,23 @@ impl Trainer {
         &self.progress
     }
 
+    /// The figures of all finished epochs.
+    pub fn entries(&self) -> Result<Vec<log::Entry>> {
+        log::parse(&self.log)
+    }
+
+    /// Asks the weights of `model`, which this run saved, about the rows that its figures are of; with `image` a row is also
+    /// a picture of that shape.
+    pub fn examine(&self, model: &Model, image: Option<report::ImageShape>) -> Result<report::Examined> {
+        let judge = self.file.metrics_on.unwrap_or(Judge::Validation);
+        let part = match judge {
+            Judge::Test => &self.test,
+            Judge::Validation => &self.validation,
+            Judge::Train => self.train.part(),
+        };
+        report::examine(model, &self.file.preparation, judge, part, image)
+    }
+
     /// Trains to the end, saving as it goes and at the end.
     ///
     /// When `stop` becomes true, saves a checkpoint to resume from and returns an error of kind `Interrupted`. A loss or
@@ -358,6 +421,7 @@ impl Trainer {
             self.progress.steps += 1;
             self.progress.batch = self.train.position().batch;
             samples += rows as u64;
+            observer.step(self.progress.steps, loss);
             first_step.get_or_insert_with(|| start.elapsed().as_secs_f64());
             observer.batch(self.progress.epoch + 1, self.progress.batch, per_epoch as usize);
         }
@@ -466,7 +530,8 @@ impl Trainer {
             samples_per_second,
             best,
         };
-        self.log_epoch(&report);
+        self.log += &log::Entry::from(&report).to_line();
+        self.log.push('\n');
         observer.epoch(&report);
         Ok(())
     }
@@ -474,23 +539,6 @@ impl Trainer {
     fn parameters_are_finite(&self) -> Result<bool> {
         let values = self.model.arena().values()?;
         Ok(values.to_vec::<f32>()?.iter().all(|v| v.is_finite()))
-    }
-
-    fn log_epoch(&mut self, report: &EpochReport) {
-        let mut line = serde_json::json!({
-            "epoch": report.epoch,
-            "step": report.steps,
-            "lr": report.lr,
-            "train_loss": report.train_loss,
-        });
-        if let Some(loss) = report.val_loss {
-            line["val_loss"] = loss.into();
-        }
-        for (name, value) in &report.val_metrics {
-            line[format!("val_{name}")] = (*value).into();
-        }
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.log, "{line}");
     }
 
     fn interrupt(&mut self, observer: &mut dyn Observer) -> Result<Report> {
@@ -538,7 +586,9 @@ impl Trainer {
         self.progress.plateau = self.plateau.as_ref().map(|p| p.1);
         let (file, kept, model, progress, log) =
             (&self.file, &self.kept, &self.model, &self.progress, &self.log);
-        checkpoint::save(dir, &Checkpoint { file, kept, model, progress, log })
+        checkpoint::save(dir, &Checkpoint { file, kept, model, progress, log })?;
+        report::remove_stale(dir);
+        Ok(())
     }
 
     /// Evaluates the kept weights, saves and reports.
