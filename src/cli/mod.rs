@@ -15,10 +15,12 @@ mod input;
 mod interrupt;
 mod output;
 mod progress;
+mod report;
 mod resume;
 mod selftest;
 mod settings;
 mod train;
+mod tune;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -77,8 +79,10 @@ struct How {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    Tune(tune::TuneArgs),
     Eval(answer::EvalArgs),
     Predict(answer::PredictArgs),
+    Report(report::ReportArgs),
     Info(info::InfoArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
@@ -112,8 +116,10 @@ pub fn main(start: Instant) -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Train(args) => train::run(*args, start),
+        Command::Tune(args) => tune::run(args),
         Command::Eval(args) => answer::eval(args),
         Command::Predict(args) => answer::predict(args),
+        Command::Report(args) => report::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

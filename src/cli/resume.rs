@@ -19,13 +19,15 @@ use crate::{Device, Error, Result};
 
 /// Settings that say where and how a run runs, or for how long, and not what it computes; and those of the network, which are
 /// judged together.
-const FREE: [&str; 11] = [
+const FREE: [&str; 13] = [
     "epochs",
     "patience",
     "device",
     "threads",
     "out",
     "resume",
+    "tensorboard",
+    "report",
     "json",
     "quiet",
     "model",
@@ -86,11 +88,11 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
     } else if done == config.epochs {
         log.note(&format!("nothing to train: all {done} epochs are done; give --epochs to go on"));
     }
-    Ok(Run { trainer, out, config, title })
+    Ok(Run { trainer, out, config, source, title })
 }
 
 /// What the folder says, as the flags that would have said it.
-fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings> {
+pub(super) fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings> {
     let source = Settings::from_table(file.source.clone()).map_err(|e| {
         Error::data(folder.join(folder::MODEL), format!("[source]: {}", e.message()))
             .with_help("the model was not trained by this program, so it does not know how to go on")

@@ -151,6 +151,13 @@ pub(super) struct Settings {
     /// Go on with the run in DIR, to --epochs in total; all other settings are the folder's
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub(super) resume: Option<PathBuf>,
+    /// Write TensorBoard events to this folder, outside the model's; those of another run there are replaced
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    pub(super) tensorboard: Option<PathBuf>,
+    /// Write report.html to the model folder: curves, confusion matrix, worst answers
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) report: bool,
     /// Print the result as one JSON object
     #[arg(long, help_heading = "Run")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -166,7 +173,13 @@ impl Settings {
     pub(super) fn layered(flags: Settings, config: Option<&Path>) -> Result<Settings> {
         flags.check()?;
         let mut table = match config {
-            Some(file) => read_config(file)?,
+            Some(file) => {
+                let text =
+                    std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the settings", e))?;
+                let table = toml::from_str(&text).map_err(|e| toml_error(file, &text, &e))?;
+                read_config(file, &text, &table)?;
+                table
+            }
             None => toml::Table::new(),
         };
         table.extend(flags.to_table()?);
@@ -223,13 +236,14 @@ impl Settings {
         }
     }
 
+    /// Whether the optimiser has a momentum.
+    pub(super) fn has_momentum(&self) -> bool {
+        !matches!(self.optimizer.unwrap_or_default(), OptimizerKind::Adam | OptimizerKind::AdamW)
+    }
+
     /// Refuses settings that contradict each other.
-    fn check_together(&self) -> Result<()> {
-        let optimizer = self.optimizer.unwrap_or_default();
-        if self.momentum.is_some()
-            && self.resume.is_none()
-            && matches!(optimizer, OptimizerKind::Adam | OptimizerKind::AdamW)
-        {
+    pub(super) fn check_together(&self) -> Result<()> {
+        if self.momentum.is_some() && self.resume.is_none() && !self.has_momentum() {
             return Err(Error::argument("--momentum is for sgd and rmsprop; adam and adamw have none")
                 .with_help("add --optimizer sgd, or leave --momentum out"));
         }
@@ -311,16 +325,14 @@ fn is_description(model: &str) -> bool {
     model.ends_with(".toml") && Path::new(model).is_file()
 }
 
-/// Reads a file of the keys that the flags have, and checks each value by itself so that an error can name its line.
-fn read_config(file: &Path) -> Result<toml::Table> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, "read the settings", e))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|e| toml_error(file, &text, &e))?;
-    let spans = DeTable::parse(&text).map_err(|e| toml_error(file, &text, &e))?;
+/// The settings in `table` of the file `file`. Each value is checked by itself, so that an error can name its line.
+pub(super) fn read_config(file: &Path, text: &str, table: &toml::Table) -> Result<Settings> {
+    let spans = DeTable::parse(text).map_err(|e| toml_error(file, text, &e))?;
     let line = |key: &str| {
         let key = spans.get_ref().keys().find(|k| k.get_ref() == key);
-        key.map(|k| line_of(&text, k.span().start))
+        key.map(|k| line_of(text, k.span().start))
     };
-    for (key, value) in &table {
+    for (key, value) in table {
         let one = toml::Table::from_iter([(key.clone(), value.clone())]);
         let fault = match Settings::from_table(one) {
             Err(e) => Some(e.message().replace("unknown field", "unknown key")),
@@ -334,7 +346,7 @@ fn read_config(file: &Path) -> Result<toml::Table> {
             ));
         }
     }
-    Ok(table)
+    Settings::from_table(table.clone()).map_err(|e| Error::internal(e.message()))
 }
 
 /// The network that a TOML file describes.
@@ -353,13 +365,13 @@ pub(super) fn read_network(file: &Path, activation: Option<Hidden>, dropout: Opt
     Ok(network)
 }
 
-fn toml_error(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+pub(super) fn toml_error(file: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map(|span| line_of(text, span.start));
     Error::data(file, error.message().trim_end()).at(file, line, None::<String>)
 }
 
 /// The line, from 1, of the byte at `offset`.
-fn line_of(text: &str, offset: usize) -> u64 {
+pub(super) fn line_of(text: &str, offset: usize) -> u64 {
     1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 

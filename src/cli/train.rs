@@ -13,10 +13,11 @@ use super::input::{Loaded, Source};
 use super::interrupt;
 use super::output::{self, Log, figures, thousands};
 use super::progress::Progress;
-use super::resume;
+use super::{report, resume};
 use super::settings::Settings;
 use crate::data::{Dataset, DatasetOptions, ImageOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
+use crate::train::log::TensorBoard;
 use crate::train::{Network, Report, TrainConfig, Trainer};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -45,6 +46,7 @@ Examples:
   warpsmith train --data fashion-mnist --augment flip,crop:2
   warpsmith train --data photos --image-size 64x64 --channels 3 --class-weights balanced
   warpsmith train --resume runs/wine --epochs 300
+  warpsmith train --report --tensorboard runs/events/first
 
 ";
 
@@ -53,6 +55,7 @@ pub(super) struct Run {
     pub(super) trainer: Trainer,
     pub(super) out: PathBuf,
     pub(super) config: TrainConfig,
+    pub(super) source: Source,
     /// What is trained, in words.
     pub(super) title: String,
 }
@@ -209,20 +212,31 @@ fn train(
     stop: &AtomicBool,
     start: Instant,
 ) -> Result<()> {
-    let Run { mut trainer, out, config, title } = run;
+    let Run { mut trainer, out, config, source, title } = run;
     log.note(&format!("training {title}"));
     let parameters = trainer.model().arena().numel()?;
     let smooths = trainer.model().architecture().task == Task::Multiclass;
     if !smooths && settings.label_smoothing.is_some_and(|share| share > 0.0) {
         log.note("--label-smoothing does nothing here: it is for more than two classes");
     }
-    let mut progress = Progress::new(log, config.epochs, trainer.progress().epoch);
+    let board = match &settings.tensorboard {
+        Some(dir) => Some(open_board(dir, &trainer, &out)?),
+        None => None,
+    };
+    let mut observers = (Progress::new(log, config.epochs, trainer.progress().epoch), board);
     let before = start.elapsed().as_secs_f64();
-    let outcome = trainer.run(&mut progress, stop);
+    let outcome = trainer.run(&mut observers, stop);
+    let (progress, board) = observers;
     progress.clear();
     let report = outcome?;
+    let page = settings.report.then(|| report::of_run(&trainer, &source, &out, device)).transpose()?;
     if settings.json {
-        return output::json_to_stdout(&as_json(&report, &out, device, config.seed, before));
+        let mut value = as_json(&report, &out, device, config.seed, before);
+        if let Some(page) = &page {
+            value["report"] = page.display().to_string().into();
+        }
+        output::json_to_stdout(&value)?;
+        return board.map_or(Ok(()), TensorBoard::finish);
     }
     output::to_stdout(|o| {
         writeln!(o, "trained    {title}")?;
@@ -239,8 +253,21 @@ fn train(
         report.test_loss.map_or(Ok(()), |loss| write!(o, "  test {loss:.4}"))?;
         writeln!(o)?;
         let part = report.metrics_on.to_string();
-        writeln!(o, "{part:10} {}", figures(&report.metrics))
-    })
+        writeln!(o, "{part:10} {}", figures(&report.metrics))?;
+        page.as_ref().map_or(Ok(()), |page| writeln!(o, "report     {}", page.display()))
+    })?;
+    // The model is saved and told of: what the events lack is the least of it, but is said.
+    board.map_or(Ok(()), TensorBoard::finish)
+}
+
+/// Opens the event file in `dir`. The model folder would refuse to be made around it, and is replaced as a whole.
+fn open_board(dir: &Path, trainer: &Trainer, out: &Path) -> Result<TensorBoard> {
+    let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, "find", e));
+    if absolute(dir)?.starts_with(absolute(out)?) {
+        let message = format!("--tensorboard {}: it is within the model folder {}", dir.display(), out.display());
+        return Err(Error::argument(message).with_help("give a folder beside it"));
+    }
+    TensorBoard::open(dir, &trainer.entries()?, trainer.progress().steps)
 }
 
 /// The result as JSON. Figures that are not finite or not there are null.

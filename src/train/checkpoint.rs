@@ -191,6 +191,12 @@ pub fn replace_log(dir: &Path, log: &str) -> Result<()> {
     })
 }
 
+/// Writes all of the model in `from` as the folder `to`, replacing a model there in one step.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let folder = Folder::open(from)?;
+    folder::save(to, |staging| folder.names().try_for_each(|name| staging.bytes(name, &folder.read(name)?)))
+}
+
 /// The folder beside `dir` for the checkpoints of a run that may not replace the model in `dir` before it is complete.
 pub fn partial_of(dir: &Path) -> PathBuf {
     // By components, so that `models/a/` gives `models/a.partial`.

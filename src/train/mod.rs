@@ -28,6 +28,7 @@ mod predictor;
 pub mod report;
 mod spec;
 mod trainer;
+pub mod tune;
 
 pub use checkpoint::Judge;
 pub use metrics::Metrics;
@@ -36,4 +37,4 @@ pub use model::{Answers, Architecture, Model};
 pub use network::Network;
 pub use predictor::{Predictions, Predictor};
 pub use spec::{Hidden, OptimizerKind, ScheduleSpec, TrainConfig};
-pub use trainer::{EpochReport, Observer, Report, Silent, Trainer};
+pub use trainer::{EpochReport, Observer, Report, Silent, Trainer, data_checksum};

@@ -308,7 +308,7 @@ impl Trainer {
         let class_weights =
             config.class_weights.as_ref().map(|w| w.resolve(&data.train.targets, classes)).transpose()?;
         let optimizer = make_optimizer(&model, &config)?;
-        let progress = Progress { data_checksum: checksum(&data), ..Progress::default() };
+        let progress = Progress { data_checksum: data_checksum(&data), ..Progress::default() };
         let plateau = config.schedule.plateau().map(|p| (p, p.start(config.lr)));
         Ok(Trainer {
             target: data.preparation.target().clone(),
@@ -663,7 +663,7 @@ fn make_optimizer(model: &Model, config: &TrainConfig) -> Result<Box<dyn optim::
 }
 
 /// A checksum of what is trained on and judged by.
-fn checksum(data: &Dataset) -> u32 {
+pub fn data_checksum(data: &Dataset) -> u32 {
     let mut hash = crc32fast::Hasher::new();
     for part in [&data.train, &data.validation, &data.test] {
         part.inputs.visit_bytes(|bytes| hash.update(bytes));
