@@ -15,7 +15,7 @@ use super::settings::Settings;
 use super::train::build;
 use crate::io::folder::Folder;
 use crate::train::checkpoint::{self, ModelFile};
-use crate::train::report::{self, Examined, ImageShape};
+use crate::train::report::{self, Examined};
 use crate::train::{Judge, Trainer, data_checksum};
 use crate::{Device, Error, Result};
 
@@ -93,23 +93,15 @@ fn examine(folder: &Folder, file: &ModelFile, data: Option<&str>, device: Device
         Judge::Train => &rows.train,
     };
     let model = checkpoint::load_model(folder, file, device)?;
-    report::examine(&model, &file.preparation, judge, part, image(&source))
+    report::examine(&model, &file.preparation, judge, part)
 }
 
 /// The report of a run that has just been saved to `out`.
-pub(super) fn of_run(trainer: &Trainer, source: &Source, out: &Path, device: Device) -> Result<PathBuf> {
+pub(super) fn of_run(trainer: &Trainer, out: &Path, device: Device) -> Result<PathBuf> {
     let (folder, file) = checkpoint::open(out)?;
     let model = checkpoint::load_model(&folder, &file, device)?;
-    let examined = trainer.examine(&model, image(source))?;
+    let examined = trainer.examine(&model)?;
     let path = report::path_in(out);
     report::write(&path, &folder, &file, Some(&examined), None)?;
     Ok(path)
-}
-
-/// The shape of the pictures that rows are, where they are pictures.
-fn image(source: &Source) -> Option<ImageShape> {
-    match source {
-        Source::Digits => Some(ImageShape { channels: 1, height: 8, width: 8 }),
-        Source::Csv(_) | Source::Npy { .. } => None,
-    }
 }

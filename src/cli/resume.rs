@@ -88,7 +88,7 @@ pub(super) fn prepare(given: &Settings, dir: &Path, device: Device, log: Log) ->
     } else if done == config.epochs {
         log.note(&format!("nothing to train: all {done} epochs are done; give --epochs to go on"));
     }
-    Ok(Run { trainer, out, config, source, title })
+    Ok(Run { trainer, out, config, title })
 }
 
 /// What the folder says, as the flags that would have said it.

@@ -55,7 +55,6 @@ pub(super) struct Run {
     pub(super) trainer: Trainer,
     pub(super) out: PathBuf,
     pub(super) config: TrainConfig,
-    pub(super) source: Source,
     /// What is trained, in words.
     pub(super) title: String,
 }
@@ -86,6 +85,20 @@ fn fresh(settings: &Settings, device: Device, log: Log) -> Result<Run> {
     if own_test && settings.test_split.is_some_and(|share| share > 0.0) {
         return Err(Error::argument(format!("--test-split: {} has a test part of its own", source.stem())));
     }
+    let (config, record) = for_data(settings, &network, &source, &data, own_test)?;
+    let title = title(&source, &network, &data);
+    let trainer = Trainer::new(data, network, config.clone(), record, device, &out)?;
+    Ok(Run { trainer, out, config, title })
+}
+
+/// How `network` is trained on `data` by these settings, and what resuming needs to know of both, for the model's file.
+pub(super) fn for_data(
+    settings: &Settings,
+    network: &Network,
+    source: &Source,
+    data: &Dataset,
+    own_test: bool,
+) -> Result<(TrainConfig, toml::Table)> {
     network.output_shape(&data.preparation.shape()).map_err(|e| {
         Error::new(ErrorKind::Data, e.message()).with_help(
             e.help().map_or_else(
@@ -96,15 +109,13 @@ fn fresh(settings: &Settings, device: Device, log: Log) -> Result<Run> {
     })?;
     let mut config = settings.train_config();
     config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;
-    let title = title(&source, &network, &data);
     let record = Settings {
         model: Some(settings.model.clone().unwrap_or_else(|| network.to_string())),
         activation: settings.activation,
         dropout: settings.dropout,
-        ..record(settings, &source, &data, own_test)
+        ..record(settings, source, data, own_test)
     };
-    let trainer = Trainer::new(data, network, config.clone(), record.to_table()?, device, &out)?;
-    Ok(Run { trainer, out, config, title })
+    Ok((config, record.to_table()?))
 }
 
 fn title(source: &Source, network: &Network, data: &Dataset) -> String {
@@ -212,7 +223,7 @@ fn train(
     stop: &AtomicBool,
     start: Instant,
 ) -> Result<()> {
-    let Run { mut trainer, out, config, source, title } = run;
+    let Run { mut trainer, out, config, title } = run;
     log.note(&format!("training {title}"));
     let parameters = trainer.model().arena().numel()?;
     let smooths = trainer.model().architecture().task == Task::Multiclass;
@@ -229,7 +240,7 @@ fn train(
     let (progress, board) = observers;
     progress.clear();
     let report = outcome?;
-    let page = settings.report.then(|| report::of_run(&trainer, &source, &out, device)).transpose()?;
+    let page = settings.report.then(|| report::of_run(&trainer, &out, device)).transpose()?;
     if settings.json {
         let mut value = as_json(&report, &out, device, config.seed, before);
         if let Some(page) = &page {

@@ -342,16 +342,15 @@ impl Trainer {
         log::parse(&self.log)
     }
 
-    /// Asks the weights of `model`, which this run saved, about the rows that its figures are of; with `image` a row is also
-    /// a picture of that shape.
-    pub fn examine(&self, model: &Model, image: Option<report::ImageShape>) -> Result<report::Examined> {
+    /// Asks `model`, which this run saved, about the rows that its figures are of.
+    pub fn examine(&self, model: &Model) -> Result<report::Examined> {
         let judge = self.file.metrics_on.unwrap_or(Judge::Validation);
         let part = match judge {
             Judge::Test => &self.test,
             Judge::Validation => &self.validation,
             Judge::Train => self.train.part(),
         };
-        report::examine(model, &self.file.preparation, judge, part, image)
+        report::examine(model, &self.file.preparation, judge, part)
     }
 
     /// Trains to the end, saving as it goes and at the end.

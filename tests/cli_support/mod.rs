@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
+pub mod page;
+
 /// An empty folder that is removed when dropped; the program runs in it.
 pub struct Place(PathBuf);
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::picture::{self, ImageShape};
+use super::picture;
 use crate::data::{Part, Preparation, Targets};
 use crate::train::checkpoint::Judge;
 use crate::train::model::{Answers, Model};
@@ -62,13 +62,12 @@ pub struct Example {
     pub picture: Option<Vec<u8>>,
 }
 
-/// Asks `model` about the rows of `part`. With `image`, a row's numbers are also shown as a picture of that shape.
+/// Asks `model` about the rows of `part`.
 pub fn examine(
     model: &Model,
     preparation: &Preparation,
     judge: Judge,
     part: &Part,
-    image: Option<ImageShape>,
 ) -> Result<Examined> {
     let (answers, loss) = model.evaluate(&part.features, Some(&part.targets))?;
     let rows = part.rows();
@@ -109,14 +108,13 @@ pub fn examine(
             _ => (String::new(), String::new(), None),
         };
         let features = &part.features[i * part.columns..(i + 1) * part.columns];
-        let picture = image.map(|shape| picture::png(shape, features, preparation));
         Example {
             row: part.source_rows[i] + 1,
             loss: losses[i],
             truth,
             answer,
             probabilities,
-            picture: picture.flatten(),
+            picture: picture::png(features, preparation),
         }
     };
     let worst = order.iter().take(WORST).map(example).collect();

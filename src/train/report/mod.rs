@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 pub(crate) use chart::{Chart, Mark, Scale, Scatter, Series, number};
 pub use examine::{Examined, Example, Findings, examine};
 pub(crate) use page::Page;
-pub use picture::ImageShape;
 
 use super::checkpoint::{self, Judge, ModelFile, Progress};
 use super::log::{self, Entry};

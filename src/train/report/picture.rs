@@ -9,42 +9,42 @@ use flate2::write::ZlibEncoder;
 
 use crate::data::{Input, Preparation, Scaling};
 
-/// Channels (1 or 3), height and width of a row that is a picture, its numbers in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageShape {
-    /// 1: grey, 3: red, green, blue.
-    pub channels: usize,
-    /// Lines.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-/// The picture that prepared `features` came from, its darkest value black and its brightest white. Nothing where they are
-/// no picture of this shape.
-pub(super) fn png(shape: ImageShape, features: &[f32], preparation: &Preparation) -> Option<Vec<u8>> {
-    let ImageShape { channels, height, width } = shape;
-    let numbers = channels.checked_mul(height)?.checked_mul(width)?;
-    if ![1, 3].contains(&channels) || features.len() != numbers || features.is_empty() {
+/// The picture that prepared `features` came from, its darkest value black and its brightest white. Nothing where rows are
+/// no pictures of one or three channels.
+pub(super) fn png(features: &[f32], preparation: &Preparation) -> Option<Vec<u8>> {
+    let (channels, height, width) = match *preparation.shape() {
+        [channels @ (1 | 3), height, width] => (channels, height, width),
+        _ => return None,
+    };
+    let plane = height.checked_mul(width)?;
+    if features.is_empty() || features.len() != channels.checked_mul(plane)? {
         return None;
     }
-    // Where each number has a scaling of its own the picture is in the original units; one scaling for all changes nothing.
-    let original = |(&value, input): (&f32, &Input)| match *input {
-        Input::Number { scale: rule, shift, divisor, .. } => {
-            Some(Scaling { rule, shift, divisor }.invert(f64::from(value)))
+    let values: Vec<f64> = match preparation.pixels() {
+        Some(pixels) => {
+            let scaling = |i: usize| {
+                let (rule, channel) = (pixels.scale, i / plane);
+                Some(Scaling { rule, shift: *pixels.shift.get(channel)?, divisor: *pixels.divisor.get(channel)? })
+            };
+            let original = |(i, &v): (usize, &f32)| Some(scaling(i)?.invert(f64::from(v)));
+            features.iter().enumerate().map(original).collect::<Option<_>>()?
         }
-        Input::Category { .. } => None,
+        None => {
+            let original = |(&value, input): (&f32, &Input)| match *input {
+                Input::Number { scale: rule, shift, divisor, .. } => {
+                    Some(Scaling { rule, shift, divisor }.invert(f64::from(value)))
+                }
+                Input::Category { .. } => None,
+            };
+            features.iter().zip(preparation.inputs()).map(original).collect::<Option<_>>()?
+        }
     };
-    let inputs = preparation.inputs();
-    let values: Vec<f64> = if inputs.len() == features.len() {
-        features.iter().zip(inputs).map(original).collect::<Option<_>>()?
-    } else {
-        features.iter().map(|&v| f64::from(v)).collect()
-    };
+    if values.len() != features.len() {
+        return None;
+    }
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let range = values.iter().copied().fold(f64::NEG_INFINITY, f64::max) - low;
     let level = |v: f64| if range > 0.0 { ((v - low) / range * 255.0).round() as u8 } else { 0 };
-    let plane = height * width;
     let mut lines = Vec::with_capacity(height * (1 + width * channels));
     for y in 0..height {
         lines.push(0);
