@@ -82,7 +82,7 @@ fn examine(folder: &Folder, file: &ModelFile, data: Option<&str>, device: Device
     if name == "-" {
         return Err(Error::argument("the data came from stdin").with_help("give the same rows again: --data FILE"));
     }
-    let rows = build(&settings, &source, Log { quiet: true })?;
+    let (rows, _) = build(&settings, &source, Log { quiet: true })?;
     if data_checksum(&rows) != checkpoint::read_progress(folder)?.data_checksum {
         return Err(Error::data(&name, "not the data that this model was trained on"));
     }

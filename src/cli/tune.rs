@@ -13,8 +13,8 @@ use super::input::Source;
 use super::interrupt;
 use super::output::{self, Log};
 use super::settings::{Settings, line_of, read_config, toml_error};
-use super::train::{build, record};
-use crate::data::{Dataset, batch_size};
+use super::train::{build, for_data};
+use crate::data::Dataset;
 use crate::train::tune::{self, Event, Finish, Method, Objective, Outcome, Plan, Range, Record, Run, Space, Status};
 use crate::train::data_checksum;
 use crate::{Device, Error, Result};
@@ -83,7 +83,9 @@ A file:
 /// What cannot be searched, and why.
 const FIXED: [(&[&str], &str); 3] = [
     (
-        &["data", "target", "task", "test-data", "test-split", "val-split", "limit", "seed"],
+        &[
+            "data", "target", "task", "test-data", "test-split", "val-split", "limit", "image-size", "channels", "seed",
+        ],
         "it decides which rows trials are judged by, so their losses could not be compared",
     ),
     (&["epochs", "horizon"], "trials share their budget of epochs, and each keeps its best epoch"),
@@ -108,7 +110,7 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
     let out = args.out.clone().or(settings.out.clone()).unwrap_or_else(default);
     let stop = interrupt::flag_on_interrupt(log)?;
 
-    let data = build(&settings, &source, log)?;
+    let (data, own_test) = build(&settings, &source, log)?;
     if data.validation.rows() == 0 {
         return Err(Error::argument("a search needs a validation part to judge trials by")
             .with_help("give a val-split above 0 in the file"));
@@ -128,8 +130,14 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
         base,
     };
     plan.check()?;
-    let source_record = record(&settings, &source, &data)?;
-    let trainee = Trainee { settings: &settings, halving: args.method == Method::Halving, data, source_record, device };
+    // A network that cannot take the data is found now, and not when its turn comes.
+    for model in plan.space.ranges.get("model").map(Range::extremes).unwrap_or_default() {
+        let model = model.as_str().map(str::to_owned);
+        let asked = Settings { model, ..settings.clone() };
+        for_data(&asked, &asked.network()?, &source, &data, own_test)?;
+    }
+    let halving = args.method == Method::Halving;
+    let trainee = Trainee { settings: &settings, source: &source, halving, data, own_test, device };
     let share = (threads / jobs).max(1);
     let tell = |event: Event<'_>| log.note(&line(&event, &plan));
     let outcome = tune::run(&plan, &out, (jobs, share), &trainee, stop, &tell)?;
@@ -197,9 +205,10 @@ fn read(file: &Path) -> Result<(Settings, Space)> {
 /// Trains trials.
 struct Trainee<'a> {
     settings: &'a Settings,
+    source: &'a Source,
     halving: bool,
     data: Dataset,
-    source_record: toml::Table,
+    own_test: bool,
     device: Device,
 }
 
@@ -218,9 +227,9 @@ impl Objective for Trainee<'_> {
             settings.horizon.get_or_insert(run.horizon);
         }
         settings.check_together()?;
-        let mut config = settings.train_config();
-        config.batch = batch_size(settings.batch, config.batch, self.data.train.rows())?;
-        run.train(self.data.clone(), settings.mlp()?, config, self.source_record.clone(), self.device)
+        let network = settings.network()?;
+        let (config, record) = for_data(&settings, &network, self.source, &self.data, self.own_test)?;
+        run.train(self.data.clone(), network, config, record, self.device)
     }
 }
 

@@ -69,7 +69,7 @@ pub fn examine(
     judge: Judge,
     part: &Part,
 ) -> Result<Examined> {
-    let (answers, loss) = model.evaluate(&part.features, Some(&part.targets))?;
+    let (answers, loss) = model.evaluate(&part.inputs, Some(&part.targets))?;
     let rows = part.rows();
     let (losses, findings) = match (&answers, &part.targets) {
         (Answers::Classes { probabilities, classes }, Targets::Classes(truth)) => {
@@ -107,14 +107,15 @@ pub fn examine(
             }
             _ => (String::new(), String::new(), None),
         };
-        let features = &part.features[i * part.columns..(i + 1) * part.columns];
+        let mut inputs = Vec::new();
+        part.inputs.gather(&[i], &mut inputs);
         Example {
             row: part.source_rows[i] + 1,
             loss: losses[i],
             truth,
             answer,
             probabilities,
-            picture: picture::png(features, preparation),
+            picture: picture::png(&inputs, preparation),
         }
     };
     let worst = order.iter().take(WORST).map(example).collect();

@@ -99,7 +99,7 @@ fn subtitle(file: &ModelFile, progress: &Progress) -> String {
         n => format!("after {n} epochs"),
     };
     let early = if progress.stopped_early { ", stopped early" } else { "" };
-    format!("{} on {data}: {}, {epochs}{early}", architecture.mlp, architecture.task)
+    format!("{} on {data}: {}, {epochs}{early}", architecture.network, architecture.task)
 }
 
 /// The few numbers that are asked for first.

@@ -16,7 +16,8 @@ use super::plan::{Method, Plan, promoted};
 use crate::data::Dataset;
 use crate::io::write_atomically;
 use crate::train::checkpoint;
-use crate::train::spec::{Mlp, TrainConfig};
+use crate::train::network::Network;
+use crate::train::spec::TrainConfig;
 use crate::train::trainer::{Silent, Trainer};
 use crate::train::{Metrics, report};
 use crate::{Device, Error, ErrorKind, Result};
@@ -69,7 +70,7 @@ impl Run<'_> {
     pub fn train(
         &self,
         data: Dataset,
-        mlp: Mlp,
+        network: Network,
         config: TrainConfig,
         source: toml::Table,
         device: Device,
@@ -81,12 +82,12 @@ impl Run<'_> {
         let mut trainer = if self.dir.exists() || checkpoint::open(self.dir).is_ok() {
             let (folder, file) = checkpoint::open(self.dir)?;
             let epochs = file.training.epochs;
-            if file.training != (TrainConfig { epochs, ..config.clone() }) || file.architecture.mlp != mlp {
+            if file.training != (TrainConfig { epochs, ..config.clone() }) || file.architecture.network != network {
                 return Err(Error::data(self.dir, format!("not the model of trial {}", self.trial)));
             }
             Trainer::resume(data, &folder, file, config, device, self.dir)?
         } else {
-            Trainer::new(data, mlp, config, source, device, self.dir)?
+            Trainer::new(data, network, config, source, device, self.dir)?
         };
         let report = trainer.run(&mut Silent, self.stop)?;
         let kept = trainer.entries()?.into_iter().find(|entry| entry.epoch == report.best_epoch);
