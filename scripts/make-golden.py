@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, RMSprop, lr_scheduler
 
+import golden_pooling
+
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
 DTYPES = {torch.float64: "f64", torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 CHECK_TOLERANCE = 1e-12  # other processors and BLAS builds sum in another order
@@ -641,6 +643,7 @@ def main():
     contents = {
         "layers.json": layers(), "losses.json": losses(), "recurrent.json": recurrent(), "model.json": model_content, "optimizers.json": optimizers(),
         "schedulers.json": schedulers(), "clipping.json": clipping(), "initialisers.json": initialisers(),
+        "pooling.json": golden_pooling.pooling(case, grid), "batch_norm.json": golden_pooling.batch_norm(grid, tensor),
     }
     bad = []
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,42 @@ const FAULTS: &[Fault] = &[
         keep: "",
         cases: "dropout",
     },
+    // A step of the wrong length.
+    Fault {
+        file: "pool.cu",
+        from: "place = line + j * dilation_x;",
+        to: "place = line + j;",
+        kernel: "pool.max_pool",
+        keep: "",
+        cases: "max_pool2d",
+    },
+    // Outputs that read an element second, forgotten.
+    Fault {
+        file: "interpolate.cu",
+        from: "at.x > 0 ? at.x - 1 : at.x",
+        to: "at.x > 0 ? at.x : at.x",
+        kernel: "interpolate.resize_backward",
+        keep: "Edges",
+        cases: "interpolate_backward",
+    },
+    // A barrier before the old number is overwritten, left out.
+    Fault {
+        file: "batch_norm.cu",
+        from: "    __syncthreads();   // all have read",
+        to: "    // all have read",
+        kernel: "batch_norm.running_statistics",
+        keep: "",
+        cases: "running_stats",
+    },
+    // A sum of one lane instead of the warp's.
+    Fault {
+        file: "batch_norm.cu",
+        from: "LANES == 32 ? warp_sum(sum.sum)",
+        to: "LANES == 32 ? (sum.sum)",
+        kernel: "batch_norm.segment_moments",
+        keep: "",
+        cases: "batch_norm",
+    },
 ];
 
 /// The library with the fault in it. Of other kernels it has one instance each, to be quick: what it lacks stays ours.

@@ -85,6 +85,27 @@ def cases(torch):
             "rnn": lambda t, *w: torch.rnn_tanh(t, zeros, w, True, 2, 0.0, True, False, False)[0],
         }[name]
         yield name, function, [normal(64, 64, 64), *weights]
+    yield from images(torch, normal)
+
+
+def images(torch, normal):
+    """The rows about images, as `cases`."""
+    from torch.nn import functional as F
+
+    x, weight, bias, rows = normal(128, 32, 28, 28), normal(32), normal(32), normal(512, 256)
+    yield "max_pool2d", lambda t: F.max_pool2d(t, 2), [x]
+    yield "relu_max_pool2d", lambda t: F.max_pool2d(F.relu(t), 2), [x]
+    yield "max_pool2d_3x3", lambda t: F.max_pool2d(t, 3, 2, 1), [x]
+    yield "avg_pool2d", lambda t: F.avg_pool2d(t, 2), [x]
+    yield "adaptive_avg_pool2d", lambda t: F.adaptive_avg_pool2d(t, 7), [x]
+    yield "batch_norm", lambda t, w, b: F.batch_norm(t, None, None, w, b, True), [x, weight, bias]
+    mean, variance = torch.zeros(32), torch.ones(32)
+    yield "batch_norm_eval", lambda t, w, b: F.batch_norm(t, mean, variance, w, b), [x, weight, bias]
+    yield "group_norm", lambda t, w, b: F.group_norm(t, 8, w, b), [x, weight, bias]
+    yield "batch_norm_rows", lambda t, w, b: F.batch_norm(t, None, None, w, b, True), [rows, normal(256), normal(256)]
+    small = normal(128, 32, 14, 14)
+    yield "interpolate_nearest", lambda t: F.interpolate(t, (28, 28)), [small]
+    yield "interpolate_bilinear", lambda t: F.interpolate(t, (28, 28), mode="bilinear"), [small]
 
 
 # No gradient, or one that PyTorch returns as a view of dy (expand, narrow, transpose): there is nothing to time.

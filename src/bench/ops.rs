@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod recurrent;
+mod pooling;
 
 use std::time::Duration;
 
@@ -278,6 +279,7 @@ fn cases(device: Device) -> Result<Vec<OpCase>> {
     moving(&mut cases)?;
     ordering(&mut cases)?;
     recurrent::add(&mut cases)?;
+    pooling::add(&mut cases)?;
     Ok(cases.list)
 }
 

@@ -309,7 +309,7 @@ impl Op for InterpolateBackward {
     }
 
     fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        gpu::backward(stream, &self.resize, self.input, &inputs[0], &mut outputs[0])
+        gpu::backward(stream, &self.resize, &inputs[0], &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {

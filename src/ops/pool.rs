@@ -88,6 +88,10 @@ impl<const N: usize> Window<N> {
             return Err(Error::shape(op, "an image without elements has no windows"));
         }
         let (span, padded) = ((kernel - 1) * dilation + 1, size + 2 * padding);
+        // Kernels count places in 32 bits.
+        if padded + span + stride > i32::MAX as usize {
+            return Err(Error::argument(format!("{self:?} over {size} elements is too large")).with_op(op));
+        }
         let beyond = if self.ceil_mode { stride - 1 } else { 0 };
         let Some(room) = (padded + beyond).checked_sub(span) else {
             let message = format!("a window of {span} elements is larger than the padded image of {padded}");

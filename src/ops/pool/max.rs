@@ -273,7 +273,7 @@ impl Op for MaxPool2dBackward {
     }
 
     fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        gpu::max_pool_backward(stream, &self.window, self.input, (&inputs[0], &inputs[1]), &mut outputs[0])
+        gpu::max_pool_backward(stream, &self.window, (&inputs[0], &inputs[1]), &mut outputs[0])
     }
 
     fn cases() -> Cases<Self> {

@@ -1,0 +1,183 @@
+//! Pooling, resizing, batch norm and group norm against PyTorch's numbers (`tests/golden`).
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use warpsmith::autograd::backward_from;
+use warpsmith::nn::{BatchNorm1d, BatchNorm2d, BatchNormOptions, Cx, Module, Scope};
+use warpsmith::ops::{Interpolation, Resize, Window};
+use warpsmith::{Arena, DType, Device, Result, Tensor};
+
+fn golden(file: &str) -> Value {
+    let path = format!("{}/tests/golden/{file}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(v: &Value) -> Vec<f64> {
+    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn sizes<const N: usize>(v: &Value) -> [usize; N] {
+    let dims: Vec<usize> = numbers(v).into_iter().map(|d| d as usize).collect();
+    dims.try_into().unwrap()
+}
+
+fn tensor(v: &Value, dtype: DType) -> Tensor {
+    let dims: Vec<usize> = numbers(&v["shape"]).into_iter().map(|d| d as usize).collect();
+    Tensor::from_slice(&numbers(&v["data"]), dims, Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+#[track_caller]
+fn assert_close(what: &str, got: &Tensor, want: &Value, rtol: f64) {
+    let (got, want) = (got.to_f64_vec().unwrap(), numbers(&want["data"]));
+    assert_eq!(got.len(), want.len(), "{what}");
+    let size = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= rtol * size, "{what}[{i}]: {g:e} instead of {w:e}");
+    }
+}
+
+fn window<const N: usize>(args: &Value) -> Window<N> {
+    Window::new(sizes(&args["kernel"]))
+        .with_stride(sizes(&args["stride"]))
+        .with_padding(sizes(&args["padding"]))
+        .with_dilation(sizes(&args["dilation"]))
+        .with_ceil_mode(args["ceil_mode"].as_bool().unwrap())
+}
+
+/// Calls the op of a case.
+fn call(case: &Value, inputs: &BTreeMap<&str, Tensor>) -> Result<Tensor> {
+    let (x, args) = (&inputs["x"], &case["args"]);
+    let counted = || args["count_include_pad"].as_bool().unwrap();
+    match case["op"].as_str().unwrap() {
+        "max_pool2d" => x.max_pool2d(window(args)),
+        "max_pool1d" => x.max_pool1d(window(args)),
+        "avg_pool2d" => x.avg_pool2d(window(args), counted()),
+        "avg_pool1d" => x.avg_pool1d(window(args), counted()),
+        "adaptive_avg_pool2d" => x.adaptive_avg_pool2d(sizes(&args["size"])),
+        "adaptive_avg_pool1d" => x.adaptive_avg_pool1d(sizes::<1>(&args["size"])[0]),
+        "interpolate" => {
+            let mode = match args["mode"].as_str().unwrap() {
+                "nearest" => Interpolation::Nearest,
+                "bilinear_edges" => Interpolation::Bilinear { align_corners: false },
+                "bilinear_corners" => Interpolation::Bilinear { align_corners: true },
+                other => panic!("unknown mode {other}"),
+            };
+            let to = match args.get("size") {
+                Some(size) => Resize::To(sizes(size)),
+                None => Resize::By(numbers(&args["scale_factor"]).try_into().unwrap()),
+            };
+            x.interpolate(to, mode)
+        }
+        "group_norm" => {
+            let groups = args["groups"].as_u64().unwrap() as usize;
+            x.group_norm(groups, inputs.get("weight"), inputs.get("bias"), args["eps"].as_f64().unwrap())
+        }
+        other => panic!("unknown op {other}"),
+    }
+}
+
+#[test]
+fn pooling_and_resizing_follow_pytorch() {
+    let file = golden("pooling");
+    let cases = file["cases"].as_array().unwrap();
+    assert!(cases.len() >= 74, "only {} cases", cases.len());
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        for (dtype, rtol) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
+            let inputs: BTreeMap<&str, Tensor> = case["inputs"]
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(key, v)| (key.as_str(), tensor(v, dtype).as_leaf().unwrap()))
+                .collect();
+            let output = call(case, &inputs).unwrap_or_else(|e| panic!("{name}, {dtype}: {e}"));
+            assert_eq!(output.dims(), tensor(&case["output"], dtype).dims(), "{name}");
+            assert_close(&format!("{name}, {dtype}, output"), &output, &case["output"], rtol);
+            let found = backward_from(&output, &tensor(&case["dy"], dtype)).unwrap();
+            for (key, want) in case["grads"].as_object().unwrap() {
+                let got = found
+                    .get(&inputs[key.as_str()])
+                    .unwrap_or_else(|| panic!("{name}: no gradient of {key}"));
+                assert_close(&format!("{name}, {dtype}, gradient of {key}"), got, want, 10.0 * rtol);
+            }
+        }
+    }
+}
+
+/// Either of the two.
+enum Layer {
+    Rows(BatchNorm1d),
+    Images(BatchNorm2d),
+}
+
+impl Layer {
+    fn forward(&self, cx: &mut Cx, x: &Tensor) -> Tensor {
+        match self {
+            Layer::Rows(layer) => layer.forward(cx, x).unwrap(),
+            Layer::Images(layer) => layer.forward(cx, x).unwrap(),
+        }
+    }
+}
+
+/// One pass: results, gradients and buffers against those of the file.
+fn pass(what: &str, (arena, layer): (&Arena, &Layer), mut cx: Cx, step: &Value, rtol: f64) {
+    let dtype = arena.dtype();
+    let x = tensor(&step["x"], dtype).as_leaf().unwrap();
+    let y = layer.forward(&mut cx, &x);
+    assert_close(&format!("{what}, output"), &y, &step["output"], rtol);
+    let found = backward_from(&y, &tensor(&step["dy"], dtype)).unwrap();
+    for (key, want) in step["grads"].as_object().unwrap() {
+        let got = match key.as_str() {
+            "x" => found.get(&x).unwrap().clone(),
+            key => found.get(&arena.param(key).unwrap().get().unwrap()).unwrap().clone(),
+        };
+        assert_close(&format!("{what}, gradient of {key}"), &got, want, 10.0 * rtol);
+    }
+    let buffers = step["buffers"].as_object().unwrap();
+    assert_eq!(arena.buffers().len(), buffers.len(), "{what}");
+    for buffer in arena.buffers() {
+        let what = format!("{what}, {}", buffer.name());
+        let want = &buffers[buffer.name()];
+        assert_eq!(want["dtype"] == "i64", buffer.get().dtype() == DType::I64, "{what}");
+        assert_close(&what, buffer.get(), want, rtol);
+    }
+}
+
+#[test]
+fn batch_norm_follows_pytorch_from_step_to_step() {
+    let file = golden("batch_norm");
+    let cases = file["cases"].as_array().unwrap();
+    assert!(cases.len() >= 7, "only {} cases", cases.len());
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        for (dtype, rtol) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
+            // Beside 500 an f32 has 15 bits for the rest, so x̂ is that exact and no more.
+            let rtol = if name == "offset" && dtype == DType::F32 { 1e-4 } else { rtol };
+            let arena = Arena::new(dtype, Device::Cpu).unwrap();
+            let scope = Scope::new(&arena, 0);
+            let (mut options, given) = (BatchNormOptions::default(), &case["options"]);
+            options.eps = given["eps"].as_f64().unwrap_or(options.eps);
+            options.momentum = given["momentum"].as_f64().or(options.momentum);
+            options.affine = given["affine"].as_bool().unwrap_or(true);
+            options.track_running_stats = given["track_running_stats"].as_bool().unwrap_or(true);
+            if case["cumulative"] == true {
+                options.momentum = None;
+            }
+            let channels = case["channels"].as_u64().unwrap() as usize;
+            let layer = match case["layer"].as_str().unwrap() {
+                "BatchNorm1d" => Layer::Rows(BatchNorm1d::with_options(&scope, channels, options).unwrap()),
+                "BatchNorm2d" => Layer::Images(BatchNorm2d::with_options(&scope, channels, options).unwrap()),
+                other => panic!("unknown layer {other}"),
+            };
+            for (key, value) in case["parameters"].as_object().unwrap() {
+                arena.param(key).unwrap().set(&tensor(value, dtype)).unwrap();
+            }
+            for (k, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+                let cx = Cx::train(arena.step_block(), 0).unwrap();
+                pass(&format!("{name}, {dtype}, step {k}"), (&arena, &layer), cx, step, rtol);
+            }
+            pass(&format!("{name}, {dtype}, evaluation"), (&arena, &layer), Cx::eval(), &case["eval"], rtol);
+        }
+    }
+}
