@@ -305,11 +305,12 @@ impl<R: Real> Block<'_, R> {
                     let mut sums = [R::ZERO; LANES];
                     for (&tap, &w) in self.planes.taps.iter().zip(self.weights) {
                         let from = &self.planes.data[tap + at * LANES..];
-                        match from.first_chunk::<LANES>() {
-                            Some(from) => {
-                                sums.iter_mut().zip(from).for_each(|(sum, &x)| *sum = x.mul_add(w, *sum));
+                        if let Some(from) = from.first_chunk::<LANES>() {
+                            for i in 0..LANES {
+                                sums[i] = from[i].mul_add(w, sums[i]);
                             }
-                            None => sums.iter_mut().zip(from).for_each(|(sum, &x)| *sum = x.mul_add(w, *sum)),
+                        } else {
+                            sums.iter_mut().zip(from).for_each(|(sum, &x)| *sum = x.mul_add(w, *sum));
                         }
                     }
                     to.copy_from_slice(&sums[..to.len()]);

@@ -25,6 +25,12 @@ pub(super) struct Axis {
     step: usize,
     /// Pixels of the image that is read.
     size: usize,
+    /// The remainders that taps meet, and for each tap which of them.
+    phases: Vec<usize>,
+    plane: Vec<usize>,
+    /// The least offset, and how far the largest is from it: rows that are stored in excess of the places.
+    least: isize,
+    halo: usize,
 }
 
 impl Axis {
@@ -56,34 +62,22 @@ impl Axis {
             let pixels = size.saturating_sub(t.phase).div_ceil(step) as isize;
             t.offset < pixels && t.offset + places as isize > 0
         };
-        Axis { taps: taps.filter(meets).collect(), places, step, size }
-    }
-
-    /// The least offset, and how far the largest is from it.
-    fn span(&self) -> (isize, usize) {
-        let least = self.taps.iter().map(|t| t.offset).min().unwrap_or(0);
-        let most = self.taps.iter().map(|t| t.offset).max().unwrap_or(0);
-        (least, (most - least) as usize)
-    }
-
-    /// The remainders that taps meet.
-    fn phases(&self) -> Vec<usize> {
-        let mut phases: Vec<usize> = self.taps.iter().map(|t| t.phase).collect();
+        let taps: Vec<Tap> = taps.filter(meets).collect();
+        let least = taps.iter().map(|t| t.offset).min().unwrap_or(0);
+        let most = taps.iter().map(|t| t.offset).max().unwrap_or(0);
+        let mut phases: Vec<usize> = taps.iter().map(|t| t.phase).collect();
         phases.sort_unstable();
         phases.dedup();
-        phases
-    }
-
-    /// Rows that are stored in excess of the places.
-    pub fn halo(&self) -> usize {
-        self.span().1
+        let plane = taps.iter().map(|t| phases.partition_point(|&p| p < t.phase)).collect();
+        Axis { taps, places, step, size, phases, plane, least, halo: (most - least) as usize }
     }
 }
 
 /// Elements of one channel for `rows` places along the height.
 pub(super) fn channel_size(axes: &[Axis; 2], rows: usize) -> usize {
-    let planes = axes[0].phases().len() * axes[1].phases().len();
-    planes * (rows + axes[0].halo()) * (axes[1].places + axes[1].halo())
+    let [height, width] = axes;
+    let planes = height.phases.len() * width.phases.len();
+    planes * (rows + height.halo) * (width.places + width.halo)
 }
 
 /// A band of an image, `[channel, remainder, row, column]`.
@@ -118,68 +112,81 @@ impl<'a, R: Real> Planes<'a, R> {
             let data = data.get(first * width.size..).unwrap_or(&[]);
             return Planes { data, channel: strides[0], pitch: width.size, taps: vec![0] };
         }
-        let ([down, across], [tall, wide]) =
-            ([height.phases(), width.phases()], [height.span(), width.span()]);
-        let (lines, pitch) = (rows + tall.1, width.places + wide.1);
+        let (lines, pitch) = (rows + height.halo, width.places + width.halo);
         let plane = lines * pitch;
-        let channel = down.len() * across.len() * plane;
+        let (across, channel) = (width.phases.len(), channel_size(axes, rows));
         let out = pack::view::<R>(buffer, channels * channel);
-        if plane > 0 && channel > 0 {
-            for (i, plane) in out.chunks_exact_mut(plane).enumerate() {
-                let (c, i) = (i / (down.len() * across.len()), i % (down.len() * across.len()));
-                let (a, b) = (down[i / across.len()], across[i % across.len()]);
-                for (line, to) in plane.chunks_exact_mut(pitch).enumerate() {
-                    let row = (first + line) as isize + tall.0;
-                    let row =
-                        usize::try_from(row).ok().map(|r| a + height.step * r).filter(|&r| r < height.size);
-                    match row {
-                        Some(row) => {
-                            let from = image.get(c * strides[0] + row * strides[1]..).unwrap_or(&[]);
-                            fill_line(width, b, wide.0, from, strides[2], to);
+        // All zeros at once: a few a line would cost a call each.
+        out.fill(R::ZERO);
+        // The lines that meet the image.
+        let before = usize::try_from(-(first as isize + height.least)).unwrap_or(0);
+        let (start, left) = width.inner();
+        vectorize(
+            #[inline(always)]
+            || {
+                for (i, plane) in out.chunks_exact_mut(plane.max(1)).enumerate() {
+                    let (c, i) = (i / (height.phases.len() * across), i % (height.phases.len() * across));
+                    let (a, b) = (height.phases[i / across], width.phases[i % across]);
+                    let columns = width.pixels(b).saturating_sub(start).min(pitch - left);
+                    for (line, to) in plane.chunks_exact_mut(pitch).enumerate().skip(before) {
+                        let row = a + height.step * ((first + line) as isize + height.least) as usize;
+                        if row >= height.size || columns == 0 {
+                            break;
                         }
-                        None => to.fill(R::ZERO),
+                        let from = c * strides[0] + row * strides[1] + (b + width.step * start) * strides[2];
+                        copy(&image[from..], width.step * strides[2], &mut to[left..left + columns]);
                     }
                 }
-            }
-        }
-        let place = |t: &Tap, phases: &[usize], least: isize| {
-            (phases.iter().position(|&p| p == t.phase).unwrap_or(0), (t.offset - least) as usize)
-        };
+            },
+        );
         let mut taps = Vec::with_capacity(height.taps.len() * width.taps.len());
-        for h in &height.taps {
-            let (i, row) = place(h, &down, tall.0);
-            for w in &width.taps {
-                let (j, col) = place(w, &across, wide.0);
-                taps.push((i * across.len() + j) * plane + row * pitch + col);
+        for (h, i) in height.taps.iter().zip(&height.plane) {
+            let row = (h.offset - height.least) as usize * pitch;
+            for (w, j) in width.taps.iter().zip(&width.plane) {
+                taps.push((i * across + j) * plane + row + (w.offset - width.least) as usize);
             }
         }
         Planes { data: out, channel, pitch, taps }
     }
 }
 
-/// One line of a plane: pixels `phase + step · (least + j)` of a row of the image, zeros beyond it.
-fn fill_line<T: Float<Acc = R>, R: Real>(
-    axis: &Axis,
-    phase: usize,
-    least: isize,
-    from: &[T],
-    stride: usize,
-    to: &mut [R],
-) {
-    let pixels = axis.size.saturating_sub(phase).div_ceil(axis.step);
-    let left = usize::try_from(-least).unwrap_or(0).min(to.len());
-    let skipped = usize::try_from(least).unwrap_or(0);
-    let count = pixels.saturating_sub(skipped).min(to.len() - left);
-    let (zeros, rest) = to.split_at_mut(left);
-    let (inner, beyond) = rest.split_at_mut(count);
-    zeros.fill(R::ZERO);
-    beyond.fill(R::ZERO);
-    let (start, stride) = ((phase + axis.step * skipped) * stride, axis.step * stride);
-    match (as_computed::<T, R>(from), stride) {
-        _ if count == 0 => {}
-        (Some(from), 1) => inner.copy_from_slice(&from[start..start + count]),
-        (None, 1) => vectorize(|| inner.iter_mut().zip(&from[start..]).for_each(|(to, x)| *to = x.to_acc())),
-        _ => inner.iter_mut().enumerate().for_each(|(j, to)| *to = from[start + j * stride].to_acc()),
+impl Axis {
+    /// Pixels with this remainder.
+    fn pixels(&self, phase: usize) -> usize {
+        self.size.saturating_sub(phase).div_ceil(self.step)
+    }
+
+    /// The first pixel of a remainder that is stored, and the zeros before it.
+    fn inner(&self) -> (usize, usize) {
+        let zeros = usize::try_from(-self.least).unwrap_or(0);
+        (usize::try_from(self.least).unwrap_or(0), zeros.min(self.places + self.halo))
+    }
+}
+
+/// `to[j] = from[j · stride]`, widened. Short runs are the rule: a few moves, where a call of `memcpy` would cost more.
+#[inline(always)]
+fn copy<T: Float<Acc = R>, R: Real>(from: &[T], stride: usize, to: &mut [R]) {
+    let len = to.len();
+    if stride != 1 {
+        return to.iter_mut().enumerate().for_each(|(j, to)| *to = from[j * stride].to_acc());
+    }
+    let from = &from[..len];
+    match as_computed::<T, R>(from) {
+        Some(from) if len >= MOVE => pieces::<R, MOVE>(from, to),
+        Some(from) if len >= 8 => pieces::<R, 8>(from, to),
+        Some(from) if len >= 4 => pieces::<R, 4>(from, to),
+        _ => to.iter_mut().zip(from).for_each(|(to, x)| *to = x.to_acc()),
+    }
+}
+
+/// Copies in moves of N elements, the last of which may overlap the one before it; there are at least N.
+#[inline(always)]
+fn pieces<R: Real, const N: usize>(from: &[R], to: &mut [R]) {
+    let last = to.len() - N;
+    for at in (0..last).step_by(N).chain([last]) {
+        if let (Some(to), Some(from)) = (to[at..].first_chunk_mut::<N>(), from[at..].first_chunk::<N>()) {
+            *to = *from;
+        }
     }
 }
 
