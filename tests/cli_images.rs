@@ -104,7 +104,9 @@ fn an_idx_folder_from_training_to_an_answer() {
     for file in ["model.safetensors", "metrics.jsonl", "state/optimizer.safetensors"] {
         assert!(place.read(&format!("whole/{file}")) == place.read(&format!("part/{file}")), "{file}");
     }
-    for (flag, both) in [("--augment flip", ["flip", "crop:1"]), ("--sampler weighted", ["weighted", "shuffled"])] {
+    for (flag, both) in
+        [("--augment flip", ["flip", "crop:1"]), ("--sampler weighted", ["weighted", "shuffled"])]
+    {
         place.refuses(&format!("train --resume part {flag}"), 2, &both);
     }
 
@@ -112,9 +114,11 @@ fn an_idx_folder_from_training_to_an_answer() {
     let from_idx = place.ok("predict --model whole --input bars/t10k-images-idx3-ubyte").stdout;
     let lines: Vec<&str> = from_idx.lines().collect();
     assert_eq!((lines.len(), lines[0]), (61, "class,p_0,p_1,p_2"));
-    let right = lines[1..].iter().enumerate().filter(|(i, line)| line.starts_with(&(i % 3).to_string())).count();
+    let right =
+        lines[1..].iter().enumerate().filter(|(i, line)| line.starts_with(&(i % 3).to_string())).count();
     assert_eq!(right as f64 / 60.0, accuracy);
-    let array = |bytes: &[u8]| HostTensor::new(warpsmith::DType::U8, [60, SIDE, SIDE], bytes.to_vec()).unwrap();
+    let array =
+        |bytes: &[u8]| HostTensor::new(warpsmith::DType::U8, [60, SIDE, SIDE], bytes.to_vec()).unwrap();
     let x = array(&pixels(60));
     place.write("x.npz", npz(&[("x", x.clone())]));
     npy::write(place.path().join("x.npy"), &x).unwrap();
@@ -125,7 +129,8 @@ fn an_idx_folder_from_training_to_an_answer() {
         grey(&place, &format!("few/{i}.png"), picture(i));
     }
     let few = place.ok("predict --model whole --input few").stdout;
-    let want: Vec<String> = lines[1..4].iter().enumerate().map(|(i, line)| format!("{i}.png,{line}")).collect();
+    let want: Vec<String> =
+        lines[1..4].iter().enumerate().map(|(i, line)| format!("{i}.png,{line}")).collect();
     assert_eq!(few.lines().collect::<Vec<_>>(), [&["file,class,p_0,p_1,p_2".to_owned()][..], &want].concat());
     let one = place.json("predict --model whole --input few/1.png");
     assert!(one["predictions"][0]["file"].as_str().unwrap().ends_with("1.png"), "{one}");
@@ -167,7 +172,8 @@ fn archives_hold_pictures_or_tables() {
     assert_eq!(place.json("eval --model pictures --data pictures.npz")["rows"], 60);
     let matrix: Vec<f32> = pixels(60).into_iter().map(f32::from).collect();
     let matrix = HostTensor::from_slice([60, 64], &matrix).unwrap();
-    let parts = [("x_train", matrix.clone()), ("y_train", y.clone()), ("x_test", matrix), ("y_test", y.clone())];
+    let parts =
+        [("x_train", matrix.clone()), ("y_train", y.clone()), ("x_test", matrix), ("y_test", y.clone())];
     place.write("matrix.npz", npz(&parts));
     place.ok("train --data matrix.npz --model mlp:8 --epochs 2 --out matrix --augment noise:0.1");
     assert_eq!(place.json("eval --model matrix --data matrix.npz")["rows"], 60);
@@ -251,7 +257,11 @@ fn bad_pictures_exit_with_4_and_name_the_file() {
     place.refuses("eval --model m --data tall.png", 4, &["tall.png"]);
     place.refuses("eval --model m --data digits", 4, &["digits", "expected pictures"]);
     if !warpsmith::data::is_idx_folder(warpsmith::data::FASHION_MNIST) {
-        place.refuses("train --data fashion-mnist", 4, &["fashion-mnist", "apt-get install dataset-fashion-mnist"]);
+        place.refuses(
+            "train --data fashion-mnist",
+            4,
+            &["fashion-mnist", "apt-get install dataset-fashion-mnist"],
+        );
     }
 }
 
@@ -278,8 +288,16 @@ fn wrong_flags_are_usage_errors() {
     }
     place.write("t.csv", cli_support::fruit(60));
     place.refuses("train --data t.csv --augment flip", 2, &["for pictures"]);
-    place.refuses("train --data t.csv --target length --task regression --class-weights balanced", 2, &["no classes"]);
-    place.refuses("train --data t.csv --target length --task regression --sampler weighted", 2, &["for classes"]);
+    place.refuses(
+        "train --data t.csv --target length --task regression --class-weights balanced",
+        2,
+        &["no classes"],
+    );
+    place.refuses(
+        "train --data t.csv --target length --task regression --sampler weighted",
+        2,
+        &["for classes"],
+    );
     place.refuses("train --data t.csv --class-weights 1,2,3", 4, &["3 weights for 2 classes"]);
 }
 
@@ -296,12 +314,19 @@ fn rare_classes_gain_from_weights_and_from_sampling() {
     }
     place.write("t.csv", text);
     let recall = |how: &str, out: &str| {
-        let line = format!("train --data t.csv --model mlp: --lr 0.05 --epochs 8 --patience 0 --val-split 0 --out {out} {how}");
+        let line = format!(
+            "train --data t.csv --model mlp: --lr 0.05 --epochs 8 --patience 0 --val-split 0 --out {out} {how}"
+        );
         let metrics = &place.json(&line)["metrics"];
         metrics["recall"].as_f64().unwrap_or_else(|| panic!("{metrics}"))
     };
     let plain = recall("", "plain");
-    for (how, out) in [("--class-weights balanced", "weighted"), ("--class-weights 1,14", "given"), ("--sampler weighted", "sampled"), ("--class-weights balanced --augment mixup:0.1", "mixed")] {
+    for (how, out) in [
+        ("--class-weights balanced", "weighted"),
+        ("--class-weights 1,14", "given"),
+        ("--sampler weighted", "sampled"),
+        ("--class-weights balanced --augment mixup:0.1", "mixed"),
+    ] {
         let found = recall(how, out);
         assert!(found > plain + 0.3, "{how}: recall {found}, without {plain}");
     }

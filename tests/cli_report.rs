@@ -84,7 +84,9 @@ fn events_go_on_where_the_run_does() {
     let whole = tensorboard(&place, "events/whole", "whole/metrics.csv");
     let part = tensorboard(&place, "events/part", "part/metrics.csv");
     let figures = |text: Option<String>| {
-        text.map(|text| text.lines().filter(|l| !l.starts_with("rows_")).map(str::to_owned).collect::<Vec<_>>())
+        text.map(|text| {
+            text.lines().filter(|l| !l.starts_with("rows_")).map(str::to_owned).collect::<Vec<_>>()
+        })
     };
     assert_eq!(figures(whole), figures(part));
 
@@ -94,7 +96,11 @@ fn events_go_on_where_the_run_does() {
     assert_eq!(count(&place, "events/whole", "train_loss"), 7);
     place.ok(&format!("{train} --epochs 1 --out new --tensorboard events/whole"));
     assert_eq!(count(&place, "events/whole", "train_loss"), 1);
-    place.refuses(&format!("{train} --epochs 1 --out m --tensorboard m/events"), 2, &["--tensorboard", "within"]);
+    place.refuses(
+        &format!("{train} --epochs 1 --out m --tensorboard m/events"),
+        2,
+        &["--tensorboard", "within"],
+    );
     place.fails(&format!("{train} --epochs 1 --out m --tensorboard fruit.csv"), 4, &["fruit.csv"]);
 }
 
@@ -119,7 +125,9 @@ fn a_report_of_classes_counts_every_row_once() {
         .map(|rest| rest.split('<').next().unwrap().parse().unwrap())
         .collect();
     assert!(losses.len() == 24 && losses.is_sorted_by(|a, b| a >= b), "{losses:?}");
-    for word in ["mlp:16", "training.label_smoothing", "kept epoch", "<polyline", "prefers-color-scheme: dark"] {
+    for word in
+        ["mlp:16", "training.label_smoothing", "kept epoch", "<polyline", "prefers-color-scheme: dark"]
+    {
         assert!(text.contains(word), "{word}");
     }
 

@@ -26,7 +26,9 @@ fn records(place: &Place, dir: &str) -> Vec<Value> {
 
 /// The files that must be the same after the same search.
 fn same_search(place: &Place, a: &str, b: &str) {
-    for file in ["trials.jsonl", "search.toml", "best/model.safetensors", "best/model.toml", "best/metrics.jsonl"] {
+    for file in
+        ["trials.jsonl", "search.toml", "best/model.safetensors", "best/model.toml", "best/metrics.jsonl"]
+    {
         assert!(place.read(&format!("{a}/{file}")) == place.read(&format!("{b}/{file}")), "{file}: {a}, {b}");
     }
 }
@@ -87,7 +89,10 @@ fn halving_promotes_the_best_and_trains_them_on() {
     let tune = "tune --config s.toml --trials 5 --method halving --eta 2";
     let value = place.json(&format!("{tune} --out one --jobs 2"));
     let budget = |rung: &Value| (rung["epochs"].as_u64().unwrap(), rung["trials"].as_u64().unwrap());
-    assert_eq!(value["rungs"].as_array().unwrap().iter().map(budget).collect::<Vec<_>>(), [(1, 5), (2, 2), (4, 1)]);
+    assert_eq!(
+        value["rungs"].as_array().unwrap().iter().map(budget).collect::<Vec<_>>(),
+        [(1, 5), (2, 2), (4, 1)]
+    );
     let all = records(&place, "one");
     let of_rung = |rung: u64| {
         let mut found: Vec<(f64, u64)> = all
@@ -124,7 +129,9 @@ fn a_diverging_trial_is_listed_and_not_fatal() {
     let place = Place::new("tune-diverging");
     place.write("fruit.csv", fruit(150));
     let file = |rates: &str| {
-        format!("data = 'fruit.csv'\nepochs = 2\noptimizer = 'sgd'\n[search]\nlr = {{ choice = [{rates}] }}\n")
+        format!(
+            "data = 'fruit.csv'\nepochs = 2\noptimizer = 'sgd'\n[search]\nlr = {{ choice = [{rates}] }}\n"
+        )
     };
     place.write("s.toml", file("0.01, 1e300"));
     let value = place.json("tune --config s.toml --trials 6 --out one");
@@ -178,7 +185,10 @@ fn bad_searches_are_refused_by_file_key_and_line() {
         ("batch = { uniform = [8, 16] }", &["batch", "line 3"]),
         ("dropout = { uniform = [0.0, 1.5] }", &["dropout", "line 3", "1.5"]),
         ("model = { choice = ['mlp:8', 'tree'] }", &["model", "line 3", "tree"]),
-        ("batch = { choice = [8] }\nlerning-rate = { log = [0.1, 1.0] }", &["lerning-rate", "line 4", "unknown"]),
+        (
+            "batch = { choice = [8] }\nlerning-rate = { log = [0.1, 1.0] }",
+            &["lerning-rate", "line 4", "unknown"],
+        ),
         ("seed = { int = [1, 9] }", &["seed", "line 3", "compared"]),
         ("epochs = { int = [1, 9] }", &["epochs", "line 3", "budget"]),
         ("threads = { int = [1, 2] }", &["threads", "line 3"]),
@@ -218,14 +228,16 @@ fn an_interrupted_search_comes_to_the_same_end() {
     let search = "limit = 600\nepochs = 8\npatience = 0\nmodel = 'mlp:64'\n[search]\n\
                   lr = { log = [1e-4, 1e-2] }\nbatch = { choice = [8, 16] }\n";
     place.write("s.toml", search);
-    let tune = |out: &str| format!("tune --config s.toml --trials 6 --method halving --eta 2 --jobs 2 --out {out}");
+    let tune =
+        |out: &str| format!("tune --config s.toml --trials 6 --method halving --eta 2 --jobs 2 --out {out}");
     place.ok(&tune("whole"));
     let mut codes = Vec::new();
     for (stops, signal) in [(1, "INT"), (3, "KILL"), (2, "INT")] {
         let mut child =
             place.command(&tune("part")).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let seen = lines.by_ref().filter(|l| l.as_ref().is_ok_and(|l| l.starts_with("trial "))).take(stops).count();
+        let seen =
+            lines.by_ref().filter(|l| l.as_ref().is_ok_and(|l| l.starts_with("trial "))).take(stops).count();
         assert_eq!(seen, stops, "the search ended before it could be stopped");
         let kill = format!("kill -{signal} {}", child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
@@ -239,7 +251,12 @@ fn an_interrupted_search_comes_to_the_same_end() {
     assert!(codes.contains(&Some(130)) || codes.contains(&None), "{codes:?}");
     place.ok(&tune("part"));
     same_search(&place, "whole", "part");
-    assert!(!place.path().join("part/trials").read_dir().unwrap().any(|entry| {
-        entry.unwrap().file_name().to_string_lossy().contains("partial")
-    }));
+    assert!(
+        !place
+            .path()
+            .join("part/trials")
+            .read_dir()
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_string_lossy().contains("partial") })
+    );
 }

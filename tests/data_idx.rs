@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
-use warpsmith::data::{Dataset, DatasetOptions, ImageOptions, ImageSet, Images, Targets, Task, is_idx_folder};
+use warpsmith::data::{
+    Dataset, DatasetOptions, ImageOptions, ImageSet, Images, Targets, Task, is_idx_folder,
+};
 use warpsmith::io::idx;
 use warpsmith::{DType, Error, ErrorKind};
 
@@ -68,7 +70,10 @@ fn all_element_types_are_read_plain_and_gzipped() {
         plain
     };
     let array = read(&file(0x08, &[2, 2], &[0, 1, 254, 255]));
-    assert_eq!((array.dtype(), array.shape(), array.bytes()), (DType::U8, &[2, 2][..], &[0, 1, 254, 255][..]));
+    assert_eq!(
+        (array.dtype(), array.shape(), array.bytes()),
+        (DType::U8, &[2, 2][..], &[0, 1, 254, 255][..])
+    );
     let array = read(&file(0x09, &[3], &[0, 127, 128]));
     assert_eq!(array.to_vec::<i32>().unwrap(), [0, 127, -128]);
     let array = read(&file(0x0b, &[2], &[0x01, 0x02, 0xff, 0xfe]));
@@ -118,7 +123,11 @@ fn bad_files_are_errors_with_a_reason() {
 }
 
 fn images(count: u32, side: u32) -> Vec<u8> {
-    file(0x08, &[count, side, side], &(0..count * side * side).map(|i| (i * 31 % 256) as u8).collect::<Vec<_>>())
+    file(
+        0x08,
+        &[count, side, side],
+        &(0..count * side * side).map(|i| (i * 31 % 256) as u8).collect::<Vec<_>>(),
+    )
 }
 
 fn labels(labels: &[u8]) -> Vec<u8> {
@@ -170,15 +179,21 @@ fn folders_that_do_not_fit_together_are_errors() {
     refused("no t10k-images-idx3-ubyte");
     folder.write("t10k-images-idx3-ubyte", images(1, 4));
     let set = ImageSet::read_idx(&folder).unwrap();
-    let build = |set: &ImageSet| Dataset::from_images(&set.train, set.test.as_ref(), &DatasetOptions::default());
+    let build =
+        |set: &ImageSet| Dataset::from_images(&set.train, set.test.as_ref(), &DatasetOptions::default());
     let error = build(&set).unwrap_err();
     assert!(error.to_string().contains("t10k-images-idx3-ubyte: expected pictures of 3x3"), "{error}");
     // A label that training has not.
     folder.write("t10k-images-idx3-ubyte", images(1, 3));
     folder.write("t10k-labels-idx1-ubyte", labels(&[9]));
     let error = build(&ImageSet::read_idx(&folder).unwrap()).unwrap_err();
-    assert!(error.to_string().contains("t10k-labels-idx1-ubyte, column label: row 1: the class '9'"), "{error}");
-    for (shape, word) in [(vec![0, 3, 3], "no pictures"), (vec![4, 0, 3], "no pixels"), (vec![4], "[N, H, W]")] {
+    assert!(
+        error.to_string().contains("t10k-labels-idx1-ubyte, column label: row 1: the class '9'"),
+        "{error}"
+    );
+    for (shape, word) in
+        [(vec![0, 3, 3], "no pictures"), (vec![4, 0, 3], "no pixels"), (vec![4], "[N, H, W]")]
+    {
         let len = shape.iter().product::<u32>() as usize;
         folder.write("train-images-idx3-ubyte", file(0x08, &shape, &vec![0; len]));
         refused(word);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use warpsmith::data::{
-    Augment, Batch, Dataset, DatasetOptions, ImageOptions, Images, LastBatch, Loader, LoaderOptions, Order, Part,
-    Position, Preparation, Sampler, SplitOptions, Store, Table, Targets, Task, digits,
+    Augment, Batch, Dataset, DatasetOptions, ImageOptions, Images, LastBatch, Loader, LoaderOptions, Order,
+    Part, Position, Preparation, Sampler, SplitOptions, Store, Table, Targets, Task, digits,
 };
 use warpsmith::io::HostTensor;
 use warpsmith::{DType, ErrorKind};
@@ -96,7 +96,9 @@ fn tables_from_arrays_keep_the_shape_of_a_row() {
 #[test]
 fn a_folder_for_each_class_is_read_in_turn() {
     let folder = Folder::new("classes");
-    for (name, value) in [("cat/b.png", 2), ("cat/a.png", 1), ("cat/c.PNG", 3), ("dog/z.png", 200), ("dog/y.png", 100)] {
+    for (name, value) in
+        [("cat/b.png", 2), ("cat/a.png", 1), ("cat/c.PNG", 3), ("dog/z.png", 200), ("dog/y.png", 100)]
+    {
         folder.grey(name, 3, 2, value);
     }
     fs::write(folder.file("cat/notes.txt"), "left out").unwrap();
@@ -213,8 +215,11 @@ fn a_data_set_of_pictures_is_scaled_by_its_training_part() {
     let mut values = Vec::new();
     data.train.inputs.gather(&(0..43).collect::<Vec<_>>(), &mut values);
     for channel in 0..3 {
-        let of_channel: Vec<f64> =
-            values.chunks(90).flat_map(|picture| &picture[channel * 30..][..30]).map(|&v| f64::from(v)).collect();
+        let of_channel: Vec<f64> = values
+            .chunks(90)
+            .flat_map(|picture| &picture[channel * 30..][..30])
+            .map(|&v| f64::from(v))
+            .collect();
         let mean = of_channel.iter().sum::<f64>() / of_channel.len() as f64;
         let variance = of_channel.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / of_channel.len() as f64;
         approx::assert_abs_diff_eq!(mean, 0.0, epsilon = 1e-5);
@@ -229,7 +234,8 @@ fn a_data_set_of_pictures_is_scaled_by_its_training_part() {
     store.gather(&(0..43).collect::<Vec<_>>(), &mut again);
     assert_eq!(values, again);
     // Tables and pictures of another shape are refused.
-    let error = preparation.transform(&digits().unwrap(), &[0], warpsmith::data::Incomplete::Refuse).unwrap_err();
+    let error =
+        preparation.transform(&digits().unwrap(), &[0], warpsmith::data::Incomplete::Refuse).unwrap_err();
     assert!(error.message().contains("pictures of 6x5 pixels in 3 channels, found a table"), "{error}");
     let other = Images::new("other", vec![0; 90], [3, 5, 6]).unwrap();
     assert_eq!(preparation.store_of_images(&other, vec![0]).unwrap_err().kind(), ErrorKind::Data);
@@ -238,7 +244,11 @@ fn a_data_set_of_pictures_is_scaled_by_its_training_part() {
     assert!(error.message().contains("no labels"), "{error}");
     let of_table = Dataset::build(&digits().unwrap(), None, &DatasetOptions::default()).unwrap().preparation;
     assert_eq!(of_table.store_of_images(&images, vec![0]).unwrap_err().kind(), ErrorKind::Data);
-    for changed in [("channels = 3", "channels = 2"), ("height = 6", "height = 0"), ("resize = false", "resized = false")] {
+    for changed in [
+        ("channels = 3", "channels = 2"),
+        ("height = 6", "height = 0"),
+        ("resize = false", "resized = false"),
+    ] {
         assert!(toml::from_str::<Preparation>(&text.replace(changed.0, changed.1)).is_err(), "{changed:?}");
     }
 }
@@ -292,7 +302,9 @@ fn augmented_batches_do_not_depend_on_threads_or_interruption() {
         let whole = serve(&mut loader(&part, order, 0, ALL), 3);
         for prefetch in [1, 2, 3, 8] {
             for threads in [1, 3, 4] {
-                let served = warpsmith::cpu::par::with_threads(threads, || serve(&mut loader(&part, order, prefetch, ALL), 3));
+                let served = warpsmith::cpu::par::with_threads(threads, || {
+                    serve(&mut loader(&part, order, prefetch, ALL), 3)
+                });
                 assert!(served.unwrap() == whole, "{order:?}, {prefetch} ahead on {threads} threads");
             }
         }
@@ -313,7 +325,9 @@ fn a_row_changes_by_seed_epoch_and_row() {
         let pictures = |batches: &[Batch]| {
             let mut all: Vec<(usize, Vec<f32>)> = batches
                 .iter()
-                .flat_map(|batch| batch.rows.iter().copied().zip(batch.features.chunks(90).map(<[f32]>::to_vec)))
+                .flat_map(|batch| {
+                    batch.rows.iter().copied().zip(batch.features.chunks(90).map(<[f32]>::to_vec))
+                })
                 .collect();
             all.sort_by_key(|(row, _)| *row);
             all
@@ -322,7 +336,10 @@ fn a_row_changes_by_seed_epoch_and_row() {
     };
     let (first, second) = rows(Order::Sequential);
     assert!(first == rows(Order::Shuffled { seed: 1 }).0);
-    assert!(first.iter().zip(&second).all(|(a, b)| a.0 == b.0 && a.1 != b.1), "a row is the same in two epochs");
+    assert!(
+        first.iter().zip(&second).all(|(a, b)| a.0 == b.0 && a.1 != b.1),
+        "a row is the same in two epochs"
+    );
 }
 
 #[test]
@@ -336,7 +353,8 @@ fn each_change_does_what_it_says() {
     let mut flipped = 0;
     for batch in serve(&mut loader(&part, Order::Sequential, 0, "flip"), 1) {
         for (&row, picture) in batch.rows.iter().zip(batch.features.chunks(90)) {
-            let mirrored: Vec<f32> = plain(row).chunks(5).flat_map(|line| line.iter().rev().copied()).collect();
+            let mirrored: Vec<f32> =
+                plain(row).chunks(5).flat_map(|line| line.iter().rev().copied()).collect();
             let same = |a: &[f32]| a.iter().zip(picture).all(|(a, b)| (a - b).abs() < 1e-5);
             assert!(same(&plain(row)) || same(&mirrored));
             flipped += usize::from(same(&mirrored));
@@ -357,7 +375,8 @@ fn each_change_does_what_it_says() {
     let deviation = (noise.iter().map(|v| f64::from(v * v)).sum::<f64>() / noise.len() as f64).sqrt();
     approx::assert_abs_diff_eq!(deviation, 0.25, epsilon = 0.02);
     // Of 30 pixels a square of 3 x 3 or what of it is inside, in all channels.
-    let cut = changed("cutout:3").chunks(90).map(|p| p.iter().filter(|v| **v != 0.0).count()).collect::<Vec<_>>();
+    let cut =
+        changed("cutout:3").chunks(90).map(|p| p.iter().filter(|v| **v != 0.0).count()).collect::<Vec<_>>();
     assert!(cut.iter().all(|&n| n <= 27) && cut.iter().max() >= Some(&25), "{cut:?}");
     assert!(changed("none").iter().all(|v| *v == 0.0));
 }
@@ -366,7 +385,9 @@ fn each_change_does_what_it_says() {
 fn mixing_makes_probabilities_that_add_up() {
     let part = part(40);
     for batch in serve(&mut loader(&part, Order::Shuffled { seed: 1 }, 2, "mixup:0.5"), 2) {
-        let Targets::Probabilities { values, classes: 2 } = &batch.targets else { panic!("{:?}", batch.targets) };
+        let Targets::Probabilities { values, classes: 2 } = &batch.targets else {
+            panic!("{:?}", batch.targets)
+        };
         assert_eq!(values.len(), batch.rows.len() * 2);
         assert!(values.chunks(2).all(|p| (p[0] + p[1] - 1.0).abs() < 1e-6 && p[0] >= 0.0 && p[1] >= 0.0));
         assert_eq!(batch.targets.range(1..3).len(), 2);
@@ -375,8 +396,10 @@ fn mixing_makes_probabilities_that_add_up() {
     let rows: Vec<f32> = (0..20).map(|v| v as f32).collect();
     let inputs = Store::values(rows.clone(), 20, &[1]).unwrap();
     let table = Arc::new(Part { inputs, targets: Targets::Values(rows), source_rows: (0..20).collect() });
-    let options = LoaderOptions { batch: 20, order: Order::Sequential, last: LastBatch::Keep, prefetch: None };
-    let mut mixed = Loader::new(table, options).unwrap().with_augment("mixup:1".parse().unwrap(), 1, 0).unwrap();
+    let options =
+        LoaderOptions { batch: 20, order: Order::Sequential, last: LastBatch::Keep, prefetch: None };
+    let mut mixed =
+        Loader::new(table, options).unwrap().with_augment("mixup:1".parse().unwrap(), 1, 0).unwrap();
     let batch = mixed.next_batch().unwrap().unwrap();
     assert_eq!(batch.targets, Targets::Values(batch.features.clone()));
     assert!(batch.features.iter().enumerate().any(|(row, value)| *value != row as f32));
@@ -384,10 +407,16 @@ fn mixing_makes_probabilities_that_add_up() {
 
 #[test]
 fn tables_take_noise_but_no_moves() {
-    let data = Dataset::build(&Table::read_csv("tests/data/wine.csv", None).unwrap(), None, &DatasetOptions::default());
+    let data = Dataset::build(
+        &Table::read_csv("tests/data/wine.csv", None).unwrap(),
+        None,
+        &DatasetOptions::default(),
+    );
     let train = Arc::new(data.unwrap().train);
     let options = LoaderOptions { batch: 8, order: Order::Sequential, last: LastBatch::Keep, prefetch: None };
-    let with = |part: &Arc<Part>, augment: Augment| Loader::new(Arc::clone(part), options).unwrap().with_augment(augment, 0, 3);
+    let with = |part: &Arc<Part>, augment: Augment| {
+        Loader::new(Arc::clone(part), options).unwrap().with_augment(augment, 0, 3)
+    };
     let noise = Augment { noise: 0.1, mixup: 0.2, ..Augment::default() };
     assert!(with(&train, noise.clone()).is_ok());
     for augment in ["flip", "crop:1", "shift:1", "rotate:1", "cutout:1"] {
@@ -399,14 +428,21 @@ fn tables_take_noise_but_no_moves() {
     let train = Arc::new(data.train);
     let mut moved = with(&train, Augment { crop: 3, ..Augment::default() }).unwrap();
     let preparation = data.preparation;
-    let black: Vec<f32> = preparation.inputs().iter().map(|input| match input {
-        warpsmith::data::Input::Number { shift, divisor, .. } if *divisor > 0.0 => (-shift / divisor) as f32,
-        _ => 0.0,
-    }).collect();
+    let black: Vec<f32> = preparation
+        .inputs()
+        .iter()
+        .map(|input| match input {
+            warpsmith::data::Input::Number { shift, divisor, .. } if *divisor > 0.0 => {
+                (-shift / divisor) as f32
+            }
+            _ => 0.0,
+        })
+        .collect();
     let batch = moved.next_batch().unwrap().unwrap();
     let close = |a: f32, b: f32| (a - b).abs() < 1e-4;
     for picture in batch.features.chunks(64) {
-        let rows_black = (0..8).filter(|y| (0..8).all(|x| close(picture[y * 8 + x], black[y * 8 + x]))).count();
+        let rows_black =
+            (0..8).filter(|y| (0..8).all(|x| close(picture[y * 8 + x], black[y * 8 + x]))).count();
         assert!(rows_black <= 3 + 2, "{rows_black} rows of a digit are black");
     }
     let error = with(&train, Augment { crop: 9, ..Augment::default() }).err().unwrap();
@@ -426,6 +462,7 @@ fn weighted_sampling_evens_the_classes_out() {
     assert!((900..1100).contains(&rare), "{rare} of 2000");
     assert_eq!(serde_json::to_string(&Sampler::Weighted).unwrap(), "\"weighted\"");
     let values = Part { targets: Targets::Values(vec![0.0; 100]), ..(*part).clone() };
-    let options = LoaderOptions { batch: 7, order: Order::Weighted { seed: 2 }, last: LastBatch::Keep, prefetch: None };
+    let options =
+        LoaderOptions { batch: 7, order: Order::Weighted { seed: 2 }, last: LastBatch::Keep, prefetch: None };
     assert_eq!(Loader::new(Arc::new(values), options).err().unwrap().kind(), ErrorKind::Argument);
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use warpsmith::ErrorKind;
 use warpsmith::data::{
-    Batch, LastBatch, Loader, LoaderOptions, Order, Part, Position, SplitOptions, Store, Targets, batch_size, split,
+    Batch, LastBatch, Loader, LoaderOptions, Order, Part, Position, SplitOptions, Store, Targets, batch_size,
+    split,
 };
 
 /// Row `i` holds `i`, `i + 0.5` and so on; its class is `i`.

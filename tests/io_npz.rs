@@ -65,7 +65,10 @@ fn arrays_are_read_by_name() {
         assert_eq!(npz.read("a/y").unwrap().shape(), [0]);
         assert_eq!(npz.read("x").unwrap().to_vec::<f32>().unwrap(), [1.0, 2.0, 3.0]);
         let error = npz.read("z").unwrap_err();
-        assert!(error.message().contains("no array 'z'") && error.help().unwrap().contains("x, a/y"), "{error}");
+        assert!(
+            error.message().contains("no array 'z'") && error.help().unwrap().contains("x, a/y"),
+            "{error}"
+        );
     }
 }
 

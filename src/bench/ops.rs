@@ -6,8 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-mod recurrent;
 mod pooling;
+mod recurrent;
 
 use std::time::Duration;
 

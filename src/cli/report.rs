@@ -50,7 +50,8 @@ pub(super) fn run(args: ReportArgs) -> Result<()> {
     let device = super::open_device(Some(&args.how.device), &log)?;
     let (folder, file) = checkpoint::open(&args.model)?;
     let path = args.out.clone().unwrap_or_else(|| report::path_in(folder.path()));
-    let found = super::with_threads(args.how.threads, || examine(&folder, &file, args.data.as_deref(), device));
+    let found =
+        super::with_threads(args.how.threads, || examine(&folder, &file, args.data.as_deref(), device));
     let (examined, absent) = match found {
         Ok(examined) => (Some(examined), None),
         // Of data that was named someone expects that it is read.
@@ -80,7 +81,9 @@ fn examine(folder: &Folder, file: &ModelFile, data: Option<&str>, device: Device
     let name = settings.data.clone().unwrap_or_else(|| "digits".to_owned());
     let source = Source::parse(&name)?;
     if name == "-" {
-        return Err(Error::argument("the data came from stdin").with_help("give the same rows again: --data FILE"));
+        return Err(
+            Error::argument("the data came from stdin").with_help("give the same rows again: --data FILE")
+        );
     }
     let (rows, _) = build(&settings, &source, Log { quiet: true })?;
     if data_checksum(&rows) != checkpoint::read_progress(folder)?.data_checksum {

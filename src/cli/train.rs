@@ -13,8 +13,8 @@ use super::input::{Loaded, Source};
 use super::interrupt;
 use super::output::{self, Log, figures, thousands};
 use super::progress::Progress;
-use super::{report, resume};
 use super::settings::Settings;
+use super::{report, resume};
 use crate::data::{Dataset, DatasetOptions, ImageOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
 use crate::train::log::TensorBoard;
@@ -275,7 +275,8 @@ fn train(
 fn open_board(dir: &Path, trainer: &Trainer, out: &Path) -> Result<TensorBoard> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, "find", e));
     if absolute(dir)?.starts_with(absolute(out)?) {
-        let message = format!("--tensorboard {}: it is within the model folder {}", dir.display(), out.display());
+        let message =
+            format!("--tensorboard {}: it is within the model folder {}", dir.display(), out.display());
         return Err(Error::argument(message).with_help("give a folder beside it"));
     }
     TensorBoard::open(dir, &trainer.entries()?, trainer.progress().steps)

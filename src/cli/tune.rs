@@ -15,8 +15,10 @@ use super::output::{self, Log};
 use super::settings::{Settings, line_of, read_config, toml_error};
 use super::train::{build, for_data};
 use crate::data::Dataset;
-use crate::train::tune::{self, Event, Finish, Method, Objective, Outcome, Plan, Range, Record, Run, Space, Status};
 use crate::train::data_checksum;
+use crate::train::tune::{
+    self, Event, Finish, Method, Objective, Outcome, Plan, Range, Record, Run, Space, Status,
+};
 use crate::{Device, Error, Result};
 
 /// Search for good settings: train with many, keep the best by validation loss.
@@ -84,12 +86,24 @@ A file:
 const FIXED: [(&[&str], &str); 3] = [
     (
         &[
-            "data", "target", "task", "test-data", "test-split", "val-split", "limit", "image-size", "channels", "seed",
+            "data",
+            "target",
+            "task",
+            "test-data",
+            "test-split",
+            "val-split",
+            "limit",
+            "image-size",
+            "channels",
+            "seed",
         ],
         "it decides which rows trials are judged by, so their losses could not be compared",
     ),
     (&["epochs", "horizon"], "trials share their budget of epochs, and each keeps its best epoch"),
-    (&["device", "threads", "out", "resume", "tensorboard", "report", "json", "quiet"], "it does not change the result"),
+    (
+        &["device", "threads", "out", "resume", "tensorboard", "report", "json", "quiet"],
+        "it does not change the result",
+    ),
 ];
 
 /// Runs the command.
@@ -115,7 +129,8 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
         return Err(Error::argument("a search needs a validation part to judge trials by")
             .with_help("give a val-split above 0 in the file"));
     }
-    let mut base = Settings { out: None, threads: None, device: None, json: false, quiet: false, ..settings.clone() };
+    let mut base =
+        Settings { out: None, threads: None, device: None, json: false, quiet: false, ..settings.clone() };
     base.epochs.get_or_insert(settings.train_config().epochs);
     let epochs = base.train_config().epochs;
     let mut base = base.to_table()?;
@@ -174,7 +189,10 @@ fn read(file: &Path) -> Result<(Settings, Space)> {
     }
     let Some(search) = search.as_table().filter(|search| !search.is_empty()) else {
         let at = top("search").map(|(k, _)| k.span().start);
-        return Err(fault(at, "search: expected a table of settings with ranges, and at least one".to_owned()));
+        return Err(fault(
+            at,
+            "search: expected a table of settings with ranges, and at least one".to_owned(),
+        ));
     };
     let mut ranges = BTreeMap::new();
     for (key, value) in search {
@@ -188,7 +206,8 @@ fn read(file: &Path) -> Result<(Settings, Space)> {
         let range = Range::parse(value).map_err(wrong)?;
         for value in range.extremes() {
             let one = toml::Table::from_iter([(key.clone(), value.clone())]);
-            let checked = Settings::from_table(one).map_err(|e| e.message().replace("unknown field", "unknown key"));
+            let checked =
+                Settings::from_table(one).map_err(|e| e.message().replace("unknown field", "unknown key"));
             let why = match checked {
                 Ok(settings) => settings.check().err().map(|e| e.message().to_owned()),
                 Err(why) => Some(why),

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{self, Checkpoint, FORMAT, Judge, ModelFile, Progress};
-use super::{log, report};
 use super::metrics::Metrics;
 use super::model::{Architecture, Model};
 use super::network::Network;
 use super::spec::{OptimizerKind, TrainConfig};
+use super::{log, report};
 use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Sampler, Target, Targets};
 use crate::io::HostTensor;
 use crate::io::folder::{self, Folder};

@@ -51,8 +51,11 @@ mod tests {
             val_loss,
             val_metrics: metrics.iter().map(|&(name, value)| (name.to_owned(), value)).collect::<Metrics>(),
         };
-        let entries =
-            [entry(1, Some(0.25), &[("rmse", 1e-7), ("mae", 2.0)]), entry(2, None, &[]), entry(3, Some(f64::NAN), &[])];
+        let entries = [
+            entry(1, Some(0.25), &[("rmse", 1e-7), ("mae", 2.0)]),
+            entry(2, None, &[]),
+            entry(3, Some(f64::NAN), &[]),
+        ];
         let want = "epoch,step,lr,train_loss,val_loss,val_mae,val_r2,val_rmse\n\
                     1,10,0.001,0.5,0.25,2.0,,1e-7\n\
                     2,20,0.001,0.5,,,,\n\

@@ -55,7 +55,9 @@ impl Entry {
             return Err("not a JSON object".to_owned());
         };
         let mut count = |name: &str| {
-            line.remove(name).and_then(|v| v.as_u64()).ok_or_else(|| format!("{name:?} is not a whole number"))
+            line.remove(name)
+                .and_then(|v| v.as_u64())
+                .ok_or_else(|| format!("{name:?} is not a whole number"))
         };
         let (epoch, step) = (count("epoch")?, count("step")?);
         // What was not finite when it was written is null.
@@ -103,8 +105,14 @@ mod tests {
     #[test]
     fn entries_come_back() {
         let metrics = Metrics::from([("accuracy".to_owned(), 0.1 + 0.2), ("f1".to_owned(), 1e-300)]);
-        let full =
-            Entry { epoch: 1, step: 9, lr: 1e-3, train_loss: 0.1, val_loss: Some(0.25), val_metrics: metrics };
+        let full = Entry {
+            epoch: 1,
+            step: 9,
+            lr: 1e-3,
+            train_loss: 0.1,
+            val_loss: Some(0.25),
+            val_metrics: metrics,
+        };
         let bare = Entry { epoch: 2, step: 18, val_loss: None, val_metrics: Metrics::new(), ..full.clone() };
         let text = format!("{}\n{}\n", full.to_line(), bare.to_line());
         assert_eq!(parse(&text).unwrap(), [full, bare]);

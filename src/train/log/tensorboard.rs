@@ -125,7 +125,9 @@ fn agreeing(bytes: &[u8], done: &[Entry], steps: u64) -> (usize, usize) {
         let fits = match (loss, done.get(epochs)) {
             // The head of the file, and only there.
             _ if read.scalars.is_empty() => kept == 0,
-            (Some(loss), Some(entry)) => read.step == entry.step && loss.to_bits() == (entry.train_loss as f32).to_bits(),
+            (Some(loss), Some(entry)) => {
+                read.step == entry.step && loss.to_bits() == (entry.train_loss as f32).to_bits()
+            }
             (Some(_), None) => false,
             // A step in an epoch that the file lacks would come before that epoch's figures.
             (None, next) => read.step <= next.map_or(steps, |entry| entry.step.min(steps)),
@@ -146,7 +148,8 @@ fn now() -> f64 {
 }
 
 fn event(time: f64, step: u64, scalars: &[(String, f64)]) -> Message {
-    let value = |(tag, value): &(String, f64)| Message::new().bytes(1, tag.as_bytes()).float(2, *value as f32);
+    let value =
+        |(tag, value): &(String, f64)| Message::new().bytes(1, tag.as_bytes()).float(2, *value as f32);
     let summary = scalars.iter().fold(Message::new(), |summary, scalar| summary.bytes(1, &value(scalar).0));
     Message::new().double(1, time).varint(2, step).bytes(5, &summary.0)
 }

@@ -80,7 +80,10 @@ impl Chart {
         let series: Vec<Series> = self
             .series
             .iter()
-            .map(|s| Series { points: thinned(s.points.iter().copied().filter(|&p| sound(p)).collect()), ..s.clone() })
+            .map(|s| Series {
+                points: thinned(s.points.iter().copied().filter(|&p| sound(p)).collect()),
+                ..s.clone()
+            })
             .filter(|s| !s.points.is_empty())
             .collect();
         let all = || series.iter().flat_map(|s| s.points.iter().copied());
@@ -382,7 +385,8 @@ pub(crate) fn number(v: f64) -> String {
     if !(1e-3..1e6).contains(&v.abs()) {
         let text = format!("{v:.3e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
-        let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits };
+        let digits =
+            if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits };
         return format!("{digits}e{power}");
     }
     let decimals = (3 - v.abs().log10().floor() as i32).max(0) as usize;

@@ -63,12 +63,7 @@ pub struct Example {
 }
 
 /// Asks `model` about the rows of `part`.
-pub fn examine(
-    model: &Model,
-    preparation: &Preparation,
-    judge: Judge,
-    part: &Part,
-) -> Result<Examined> {
+pub fn examine(model: &Model, preparation: &Preparation, judge: Judge, part: &Part) -> Result<Examined> {
     let (answers, loss) = model.evaluate(&part.inputs, Some(&part.targets))?;
     let rows = part.rows();
     let (losses, findings) = match (&answers, &part.targets) {
@@ -79,12 +74,14 @@ pub fn examine(
             }
             let names = preparation.target().classes().to_vec();
             let losses = truth.iter().zip(probabilities.chunks_exact(*classes));
-            let losses = losses.map(|(&t, p)| -f64::from(p[t as usize]).max(f64::MIN_POSITIVE).ln()).collect();
+            let losses =
+                losses.map(|(&t, p)| -f64::from(p[t as usize]).max(f64::MIN_POSITIVE).ln()).collect();
             (losses, Findings::Classes { names, confusion })
         }
         (Answers::Values(values), Targets::Values(truth)) => {
             let target = preparation.target();
-            let pairs = truth.iter().zip(values).map(|(&t, &v)| (target.invert(t), target.invert(v))).collect();
+            let pairs =
+                truth.iter().zip(values).map(|(&t, &v)| (target.invert(t), target.invert(v))).collect();
             let losses: Vec<f64> = truth.iter().zip(values).map(|(t, v)| f64::from(t - v).powi(2)).collect();
             (losses, Findings::Values { target: target.name().to_owned(), pairs })
         }
@@ -95,10 +92,15 @@ pub fn examine(
     order.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]));
     let example = |&i: &usize| {
         let (truth, answer, probabilities) = match (&findings, &answers, &part.targets) {
-            (Findings::Classes { names, .. }, Answers::Classes { probabilities, classes }, Targets::Classes(t)) => {
+            (
+                Findings::Classes { names, .. },
+                Answers::Classes { probabilities, classes },
+                Targets::Classes(t),
+            ) => {
                 let row = &probabilities[i * classes..(i + 1) * classes];
                 let truth = t[i] as usize;
-                let answer = Answers::Classes { probabilities: row.to_vec(), classes: *classes }.classes()[0] as usize;
+                let answer =
+                    Answers::Classes { probabilities: row.to_vec(), classes: *classes }.classes()[0] as usize;
                 let both = (f64::from(row[answer]), f64::from(row[truth]));
                 (names[truth].clone(), names[answer].clone(), Some(both))
             }

@@ -74,7 +74,8 @@ fn render(
     examined: Option<&Examined>,
     absent: Option<&str>,
 ) -> String {
-    let name = dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let name =
+        dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
     let mut page = Page::new(&name, &subtitle(file, progress));
     figures(&mut page, file, progress, examined);
     curves(&mut page, progress, entries);
@@ -111,7 +112,9 @@ fn figures(page: &mut Page, file: &ModelFile, progress: &Progress, examined: Opt
             Judge::Validation => "validation",
             Judge::Train => "training",
         };
-        cells.extend(file.metrics.iter().map(|(name, &value)| (format!("{name}, {part} part"), number(value))));
+        cells.extend(
+            file.metrics.iter().map(|(name, &value)| (format!("{name}, {part} part"), number(value))),
+        );
     }
     if let Some(examined) = examined {
         cells.push((format!("loss, {} part", examined.judge), number(examined.loss)));
@@ -136,8 +139,10 @@ fn curves(page: &mut Page, progress: &Progress, entries: &[Entry]) {
     let over_epochs = |value: &dyn Fn(&Entry) -> Option<f64>| -> Vec<(f64, f64)> {
         entries.iter().filter_map(|entry| Some((entry.epoch as f64, value(entry)?))).collect()
     };
-    let best = (progress.best_epoch > 0)
-        .then(|| Mark { x: progress.best_epoch as f64, label: format!("kept: epoch {}", progress.best_epoch) });
+    let best = (progress.best_epoch > 0).then(|| Mark {
+        x: progress.best_epoch as f64,
+        label: format!("kept: epoch {}", progress.best_epoch),
+    });
     let mut charts = vec![Chart {
         title: "Loss".to_owned(),
         x: "epoch".to_owned(),
@@ -170,8 +175,10 @@ fn curves(page: &mut Page, progress: &Progress, entries: &[Entry]) {
     });
     page.grid(charts.iter().map(Chart::svg));
     page.details("All epochs", |page| {
-        let names = entries.iter().flat_map(|e| e.val_metrics.keys()).collect::<std::collections::BTreeSet<_>>();
-        let mut header = ["epoch", "step", "rate", "training loss", "validation loss"].map(str::to_owned).to_vec();
+        let names =
+            entries.iter().flat_map(|e| e.val_metrics.keys()).collect::<std::collections::BTreeSet<_>>();
+        let mut header =
+            ["epoch", "step", "rate", "training loss", "validation loss"].map(str::to_owned).to_vec();
         header.extend(names.iter().map(|name| format!("validation {name}")));
         let rows = entries.iter().map(|e| {
             let mut row = vec![e.epoch.to_string(), e.step.to_string(), number(e.lr), number(e.train_loss)];

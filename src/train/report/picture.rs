@@ -24,7 +24,11 @@ pub(super) fn png(features: &[f32], preparation: &Preparation) -> Option<Vec<u8>
         Some(pixels) => {
             let scaling = |i: usize| {
                 let (rule, channel) = (pixels.scale, i / plane);
-                Some(Scaling { rule, shift: *pixels.shift.get(channel)?, divisor: *pixels.divisor.get(channel)? })
+                Some(Scaling {
+                    rule,
+                    shift: *pixels.shift.get(channel)?,
+                    divisor: *pixels.divisor.get(channel)?,
+                })
             };
             let original = |(i, &v): (usize, &f32)| Some(scaling(i)?.invert(f64::from(v)));
             features.iter().enumerate().map(original).collect::<Option<_>>()?

@@ -21,7 +21,8 @@ pub(super) fn shown(value: &toml::Value) -> String {
 
 /// `trials` in their order of rank; `curves` has the epochs of each.
 pub(super) fn render(plan: &Plan, dir: &Path, trials: &[Record], curves: &[Vec<Entry>]) -> String {
-    let name = dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let name =
+        dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
     let mut page = Page::new(&name, &subtitle(plan));
     if let Some(best) = trials.first()
         && let Some(loss) = best.val_loss
@@ -30,7 +31,9 @@ pub(super) fn render(plan: &Plan, dir: &Path, trials: &[Record], curves: &[Vec<E
             ("best trial".to_owned(), best.trial.to_string()),
             ("its validation loss".to_owned(), number(loss)),
         ];
-        cells.extend(best.val_metrics.iter().map(|(name, &v)| (format!("{name}, validation part"), number(v))));
+        cells.extend(
+            best.val_metrics.iter().map(|(name, &v)| (format!("{name}, validation part"), number(v))),
+        );
         cells.extend(best.settings.iter().map(|(name, value)| (name.clone(), shown(value))));
         page.figures(&cells);
     }
@@ -52,7 +55,10 @@ pub(super) fn render(plan: &Plan, dir: &Path, trials: &[Record], curves: &[Vec<E
 fn subtitle(plan: &Plan) -> String {
     match plan.method {
         Method::Random => {
-            format!("random search: {} trials of at most {} epochs, seed {}", plan.trials, plan.epochs, plan.seed)
+            format!(
+                "random search: {} trials of at most {} epochs, seed {}",
+                plan.trials, plan.epochs, plan.seed
+            )
         }
         Method::Halving => {
             let rungs = plan.rungs();
@@ -126,9 +132,13 @@ fn table(page: &mut Page, plan: &Plan, trials: &[Record]) {
     header.push("ended".to_owned());
     let rows = trials.iter().map(|record| {
         let mut row = vec![record.trial.to_string(), record.val_loss.map_or_else(String::new, number)];
-        row.extend(metrics.iter().map(|&m| record.val_metrics.get(m).map_or_else(String::new, |&v| number(v))));
+        row.extend(
+            metrics.iter().map(|&m| record.val_metrics.get(m).map_or_else(String::new, |&v| number(v))),
+        );
         row.extend([record.epochs.to_string(), record.best_epoch.to_string()]);
-        row.extend(plan.space.ranges.keys().map(|key| record.settings.get(key).map_or_else(String::new, shown)));
+        row.extend(
+            plan.space.ranges.keys().map(|key| record.settings.get(key).map_or_else(String::new, shown)),
+        );
         row.push(match &record.error {
             Some(error) => error.clone(),
             None if record.epochs < record.budget => "out of patience".to_owned(),

@@ -82,7 +82,9 @@ impl Run<'_> {
         let mut trainer = if self.dir.exists() || checkpoint::open(self.dir).is_ok() {
             let (folder, file) = checkpoint::open(self.dir)?;
             let epochs = file.training.epochs;
-            if file.training != (TrainConfig { epochs, ..config.clone() }) || file.architecture.network != network {
+            if file.training != (TrainConfig { epochs, ..config.clone() })
+                || file.architecture.network != network
+            {
                 return Err(Error::data(self.dir, format!("not the model of trial {}", self.trial)));
             }
             Trainer::resume(data, &folder, file, config, device, self.dir)?
@@ -297,7 +299,8 @@ impl<'a> Book<'a> {
         };
         let mut records = BTreeMap::new();
         for (i, line) in text.lines().enumerate() {
-            let wrong = |why: &str| Error::data(&path, why.to_owned()).at(&path, Some(i as u64 + 1), None::<String>);
+            let wrong =
+                |why: &str| Error::data(&path, why.to_owned()).at(&path, Some(i as u64 + 1), None::<String>);
             let record: Record = serde_json::from_str(line).map_err(|e| wrong(&e.to_string()))?;
             if record.settings != plan.settings(record.trial) {
                 return Err(wrong("the settings are not those of the search"));
@@ -415,7 +418,8 @@ fn difference(found: &toml::Table, wanted: &toml::Table) -> String {
         match (found.get(key), wanted.get(key)) {
             (Some(toml::Value::Table(a)), Some(toml::Value::Table(b))) if a != b => return difference(a, b),
             (a, b) if a != b => {
-                let text = |v: Option<&toml::Value>| v.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+                let text =
+                    |v: Option<&toml::Value>| v.map_or_else(|| "nothing".to_owned(), ToString::to_string);
                 return format!("{key} was {}, is {}", text(a), text(b));
             }
             _ => {}

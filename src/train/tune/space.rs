@@ -154,9 +154,12 @@ mod tests {
 
     #[test]
     fn ranges_are_read_and_written() {
-        for text in
-            ["{ uniform = [0.0, 0.5] }", "{ log = [0.0001, 0.1] }", "{ int = [-3, 4] }", "{ choice = [16, 32, \"a\"] }"]
-        {
+        for text in [
+            "{ uniform = [0.0, 0.5] }",
+            "{ log = [0.0001, 0.1] }",
+            "{ int = [-3, 4] }",
+            "{ choice = [16, 32, \"a\"] }",
+        ] {
             let range = parse(text).unwrap();
             assert_eq!(Range::parse(&range.to_value()), Ok(range));
         }

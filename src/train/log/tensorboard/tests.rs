@@ -95,7 +95,14 @@ impl Drop for Folder {
 /// An epoch has 25 steps.
 fn entry(epoch: u64, run: f64) -> Entry {
     let val_metrics = Metrics::from([("accuracy".to_owned(), 0.5)]);
-    Entry { epoch, step: epoch * 25, lr: 0.1, train_loss: run / epoch as f64, val_loss: Some(0.3), val_metrics }
+    Entry {
+        epoch,
+        step: epoch * 25,
+        lr: 0.1,
+        train_loss: run / epoch as f64,
+        val_loss: Some(0.3),
+        val_metrics,
+    }
 }
 
 fn train(board: &mut TensorBoard, steps: std::ops::RangeInclusive<u64>, run: f64) {
