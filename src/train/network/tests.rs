@@ -1,5 +1,7 @@
 //! Descriptions of networks: their text forms, their shapes, what is refused.
 
+#![forbid(unsafe_code)]
+
 use super::*;
 use crate::data::Task;
 use crate::nn::{Cx, Module, Scope};
