@@ -157,6 +157,23 @@ const FAULTS: &[Fault] = &[
         keep: "f32",
         cases: "cumsum",
     },
+    // A gradient that does not pass the forget gate; a bias outside of the reset gate.
+    Fault {
+        file: "recurrent.cu",
+        from: "    dc[unit] = earlier;",
+        to: "    dc[unit] = cell;",
+        kernel: "recurrent.lstm_step_backward",
+        keep: "",
+        cases: "lstm_backward",
+    },
+    Fault {
+        file: "recurrent.cu",
+        from: "ws_tanh(x[2] + r * s[2])",
+        to: "ws_tanh(x[2] + r + s[2])",
+        kernel: "recurrent.gru_step",
+        keep: "",
+        cases: "gru",
+    },
     // A factor forgotten.
     Fault {
         file: "dropout.cu",

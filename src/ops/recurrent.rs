@@ -316,6 +316,11 @@ fn narrow<T: Float>(from: &[T::Acc], to: &mut [T]) {
     );
 }
 
+/// The elements as the type they are computed in, if that is their own: what is computed there needs no copy.
+fn in_place<T: Float>(row: &mut [T]) -> Option<&mut [T::Acc]> {
+    if T::DTYPE == <T::Acc as Element>::DTYPE { bytemuck::try_cast_slice_mut(row).ok() } else { None }
+}
+
 /// Stores the state of a step, which goes into the next as it is stored.
 fn store_state<T: Float>(state: &mut [T::Acc], to: &mut [T]) {
     vectorize(

@@ -113,29 +113,41 @@ impl<T: Float> Inputs<'_, T> {
         widen(self.sizes.rows(self.h0, 0, hidden, first, rows), h);
         for k in 0..steps {
             let t = self.direction.place(k, steps);
-            let xw = self.sizes.rows(self.xw, t, 3 * hidden, first, rows);
             self.sums(first, h, sums);
-            vectorize(
-                #[inline(always)]
-                || {
-                    let rows = xw.chunks_exact(3 * hidden).zip(sums.chunks_exact(3 * hidden));
-                    let all = gates.chunks_exact_mut(4 * hidden).zip(h.chunks_exact_mut(hidden)).zip(rows);
-                    for ((gates, h), (xw, sums)) in all {
-                        let [r, z, n, bn] = super::quarters(gates);
-                        let [xr, xz, xn] = thirds(xw);
-                        super::widen_here(xr, r);
-                        super::widen_here(xz, z);
-                        super::widen_here(xn, n);
-                        let sums = thirds(sums);
-                        activate([r, z, n], sums, h);
-                        bn.copy_from_slice(sums[2]);
-                    }
-                },
-            );
-            narrow(gates, kept.row(t));
+            let to = kept.row(t);
+            match super::in_place(to) {
+                Some(gates) => self.step(t, first, gates, sums, h),
+                None => {
+                    self.step(t, first, gates, sums, h);
+                    narrow(gates, to);
+                }
+            }
             store_state(h, y.row(t));
         }
         Ok(())
+    }
+
+    /// The step at place `t`: leaves what is kept in `gates`.
+    fn step(&self, t: usize, first: usize, gates: &mut [T::Acc], sums: &[T::Acc], h: &mut [T::Acc]) {
+        let hidden = self.sizes.hidden;
+        let xw = self.sizes.rows(self.xw, t, 3 * hidden, first, h.len() / hidden);
+        vectorize(
+            #[inline(always)]
+            || {
+                let rows = xw.chunks_exact(3 * hidden).zip(sums.chunks_exact(3 * hidden));
+                let all = gates.chunks_exact_mut(4 * hidden).zip(h.chunks_exact_mut(hidden)).zip(rows);
+                for ((gates, h), (xw, sums)) in all {
+                    let [r, z, n, bn] = super::quarters(gates);
+                    let [xr, xz, xn] = thirds(xw);
+                    super::widen_here(xr, r);
+                    super::widen_here(xz, z);
+                    super::widen_here(xn, n);
+                    let sums = thirds(sums);
+                    activate([r, z, n], sums, h);
+                    bn.copy_from_slice(sums[2]);
+                }
+            },
+        );
     }
 }
 

@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::{CELLS, SEQUENCES, TOLERANCE, store_state, weight_gradient, widen};
 use super::{
-    Direction, Recurrent, Sizes, cell_shape, each_share, expect, gpu, gradient, matrix, narrow, packed,
+    Direction, Recurrent, Sizes, cell_shape, each_share, expect, gpu, gradient, in_place, matrix, narrow,
+    packed,
 };
 use crate::cpu::gemm::PackedFactor;
 use crate::cpu::pool::Block;
@@ -94,18 +95,14 @@ impl<T: Float> Inputs<'_, T> {
         widen(self.sizes.rows(self.c0, 0, hidden, first, rows), c);
         for k in 0..steps {
             let t = self.direction.place(k, steps);
-            widen(self.sizes.rows(self.xw, t, 4 * hidden, first, rows), sums);
-            self.recurrent.add(first, 4 * hidden, h, sums);
-            vectorize(
-                #[inline(always)]
-                || {
-                    let states = c.chunks_exact_mut(hidden).zip(h.chunks_exact_mut(hidden));
-                    for (row, (c, h)) in sums.chunks_exact_mut(4 * hidden).zip(states) {
-                        activate(row, c, h);
-                    }
-                },
-            );
-            narrow(sums, gates.row(t));
+            let to = gates.row(t);
+            match in_place(to) {
+                Some(sums) => self.step(t, first, sums, c, h),
+                None => {
+                    self.step(t, first, sums, c, h);
+                    narrow(sums, to);
+                }
+            }
             store_state(h, y.row(t));
             if let Some(cells) = &mut cells {
                 narrow(c, cells.row(t));
@@ -114,30 +111,53 @@ impl<T: Float> Inputs<'_, T> {
         narrow(c, last.row(0));
         Ok(())
     }
+
+    /// The step at place `t`: leaves the activated gates in `sums`.
+    fn step(&self, t: usize, first: usize, sums: &mut [T::Acc], c: &mut [T::Acc], h: &mut [T::Acc]) {
+        let hidden = self.sizes.hidden;
+        widen(self.sizes.rows(self.xw, t, 4 * hidden, first, h.len() / hidden), sums);
+        self.recurrent.add(first, 4 * hidden, h, sums);
+        vectorize(
+            #[inline(always)]
+            || {
+                let states = c.chunks_exact_mut(hidden).zip(h.chunks_exact_mut(hidden));
+                for (row, (c, h)) in sums.chunks_exact_mut(4 * hidden).zip(states) {
+                    activate(row, c, h);
+                }
+            },
+        );
+    }
 }
 
 /// The sums' gradient of a row (in place of the gates) and that of the cell state before the step. `tanh`: c at first.
 #[inline(always)]
-fn differentiate<A: Real>(gates: &mut [A], dh: &[A], dc: &mut [A], tanh: &mut [A], before: &[A]) {
+fn differentiate<T: Float>(
+    gates: &mut [T::Acc],
+    dh: &[T::Acc],
+    dc: &mut [T::Acc],
+    tanh: &mut [T::Acc],
+    before: &[T],
+) {
+    let one = T::Acc::ONE;
     let n = dh.len();
     let [i, f, g, o] = super::quarters(gates);
     let (i, f, g, o) = (&mut i[..n], &mut f[..n], &mut g[..n], &mut o[..n]);
     let (dc, tanh, before) = (&mut dc[..n], &mut tanh[..n], &before[..n]);
     super::tanhs(tanh);
     for k in 0..n {
-        dc[k] += dh[k] * o[k] * (A::ONE - tanh[k] * tanh[k]);
+        dc[k] += dh[k] * o[k] * (one - tanh[k] * tanh[k]);
     }
     for k in 0..n {
-        o[k] = dh[k] * tanh[k] * (o[k] * (A::ONE - o[k]));
+        o[k] = dh[k] * tanh[k] * (o[k] * (one - o[k]));
     }
     for k in 0..n {
         let (input, candidate) = (i[k], g[k]);
-        i[k] = dc[k] * candidate * (input * (A::ONE - input));
-        g[k] = dc[k] * input * (A::ONE - candidate * candidate);
+        i[k] = dc[k] * candidate * (input * (one - input));
+        g[k] = dc[k] * input * (one - candidate * candidate);
     }
     for k in 0..n {
         let (forget, cell) = (f[k], dc[k]);
-        f[k] = cell * before[k] * (forget * (A::ONE - forget));
+        f[k] = cell * before[k].to_acc() * (forget * (one - forget));
         dc[k] = cell * forget;
     }
 }
@@ -165,42 +185,24 @@ impl<T: Float> Tape<'_, T> {
     ) -> Result<()> {
         let Sizes { steps, hidden, .. } = self.sizes;
         let rows = dc0.cols() / hidden;
-        let mut block = Block::new(8 * rows * hidden * size_of::<T::Acc>())?;
+        let mut block = Block::new(7 * rows * hidden * size_of::<T::Acc>())?;
         let (sums, states) = block.typed_mut::<T::Acc>().split_at_mut(4 * rows * hidden);
         let (dh, states) = states.split_at_mut(rows * hidden);
-        let (dc, states) = states.split_at_mut(rows * hidden);
-        let (c, before) = states.split_at_mut(rows * hidden);
-        let at = |data, t, width| self.sizes.rows(data, t, width * hidden, first, rows);
+        let (dc, tanh) = states.split_at_mut(rows * hidden);
         dh.fill(T::Acc::ZERO);
-        widen(at(self.last, 0, 1), dc);
-        widen(at(self.cells, self.direction.place(steps - 1, steps), 1), c);
+        widen(self.sizes.rows(self.last, 0, hidden, first, rows), dc);
         for k in (0..steps).rev() {
-            let t = self.direction.place(k, steps);
-            let dy = at(self.dy, t, 1);
-            let earlier = match k {
-                0 => at(self.c0, 0, 1),
-                _ => at(self.cells, self.direction.place(k - 1, steps), 1),
-            };
-            widen(at(self.gates, t, 4), sums);
-            widen(earlier, before);
-            vectorize(
-                #[inline(always)]
-                || {
-                    super::add_here(dy, dh);
-                    let states = c.chunks_exact_mut(hidden).zip(before.chunks_exact(hidden));
-                    let grads = dh.chunks_exact(hidden).zip(dc.chunks_exact_mut(hidden));
-                    for ((row, (dh, dc)), (c, before)) in
-                        sums.chunks_exact_mut(4 * hidden).zip(grads).zip(states)
-                    {
-                        differentiate(row, dh, dc, c, before);
-                    }
-                },
-            );
-            store_state(sums, dxw.row(t));
-            c.copy_from_slice(before);
-            if let Some(weights) = &self.weights {
-                dh.fill(T::Acc::ZERO);
-                weights.add_product(sums, &mut MatMut::new(dh, rows, hidden, hidden));
+            let to = dxw.row(self.direction.place(k, steps));
+            match in_place(to) {
+                Some(sums) => {
+                    self.step(k, first, sums, [dh, dc, tanh]);
+                    self.through(sums, dh);
+                }
+                None => {
+                    self.step(k, first, sums, [dh, dc, tanh]);
+                    store_state(sums, to);
+                    self.through(sums, dh);
+                }
             }
         }
         narrow(dc, dc0.row(0));
@@ -208,6 +210,43 @@ impl<T: Float> Tape<'_, T> {
             narrow(dh, dh0.row(0));
         }
         Ok(())
+    }
+
+    /// Step number `k` backwards: leaves the gradient of its sums in `sums`.
+    fn step(&self, k: usize, first: usize, sums: &mut [T::Acc], [dh, dc, tanh]: [&mut [T::Acc]; 3]) {
+        let Sizes { steps, hidden, .. } = self.sizes;
+        let at = |data, t, width| self.sizes.rows(data, t, width * hidden, first, dh.len() / hidden);
+        let t = self.direction.place(k, steps);
+        let before = match k {
+            0 => at(self.c0, 0, 1),
+            _ => at(self.cells, self.direction.place(k - 1, steps), 1),
+        };
+        let dy = at(self.dy, t, 1);
+        widen(at(self.gates, t, 4), sums);
+        widen(at(self.cells, t, 1), tanh);
+        vectorize(
+            #[inline(always)]
+            || {
+                super::add_here(dy, dh);
+                let states = tanh.chunks_exact_mut(hidden).zip(before.chunks_exact(hidden));
+                let grads = dh.chunks_exact(hidden).zip(dc.chunks_exact_mut(hidden));
+                for ((row, (dh, dc)), (tanh, before)) in
+                    sums.chunks_exact_mut(4 * hidden).zip(grads).zip(states)
+                {
+                    differentiate(row, dh, dc, tanh, before);
+                }
+            },
+        );
+    }
+
+    /// The gradient of the state before from that of the sums.
+    fn through(&self, sums: &[T::Acc], dh: &mut [T::Acc]) {
+        if let Some(weights) = &self.weights {
+            let hidden = self.sizes.hidden;
+            let rows = dh.len() / hidden;
+            dh.fill(T::Acc::ZERO);
+            weights.add_product(sums, &mut MatMut::new(dh, rows, hidden, hidden));
+        }
     }
 }
 
