@@ -56,15 +56,14 @@ fn both_ways(f: Function, x: &Tensor) -> [Tensor; 2] {
 
 #[test]
 fn more_than_65535_planes_are_planes_like_others() {
-    // Rows of 2 by 2 keep it small; the GPU's limits are on planes and on channels times samples.
-    let device = sim();
-    for shape in [[35_000, 2, 2, 2], [2, 35_000, 2, 2]] {
-        for (name, f) in FUNCTIONS {
-            let cpu = both_ways(f, &tensor(&shape, Device::Cpu));
-            let gpu = both_ways(f, &tensor(&shape, device));
-            for (what, (cpu, gpu)) in ["y", "dx"].iter().zip(cpu.iter().zip(&gpu)) {
-                close(&format!("{name} of {shape:?}, {what}"), gpu, cpu);
-            }
+    // 72,000 planes of 2 by 2. Without the checks, which the other tests have: it is many threads.
+    let device = Device::sim_with(SimOptions { seed: 5, ..SimOptions::default() });
+    let shape = [9_000, 8, 2, 2];
+    for (name, f) in FUNCTIONS {
+        let cpu = both_ways(f, &tensor(&shape, Device::Cpu));
+        let gpu = both_ways(f, &tensor(&shape, device));
+        for (what, (cpu, gpu)) in ["y", "dx"].iter().zip(cpu.iter().zip(&gpu)) {
+            close(&format!("{name}, {what}"), gpu, cpu);
         }
     }
 }
