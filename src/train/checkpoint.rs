@@ -219,40 +219,48 @@ pub fn remove(dir: &Path) -> Result<()> {
 
 /// Reads TOML of `dir`'s file `name`.
 fn read_toml<T: for<'de> Deserialize<'de>>(folder: &Folder, name: &str) -> Result<T> {
-    let path = folder.path().join(name);
-    let bytes = folder.read(name)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| Error::data(&path, "not UTF-8").caused_by(e))?;
-    toml::from_str(text).map_err(|e| Error::data(&path, e.message().to_owned()))
+    parse_toml(&folder.path().join(name), &folder.read(name)?)
+}
+
+fn parse_toml<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T> {
+    let text = std::str::from_utf8(bytes).map_err(|e| Error::data(path, "not UTF-8").caused_by(e))?;
+    toml::from_str(text).map_err(|e| Error::data(path, e.message().to_owned()))
+}
+
+impl ModelFile {
+    /// Reads the text of a `model.toml`, called `path` in errors, and checks all that can be told without the weights.
+    ///
+    /// # Errors
+    /// Kind `Data`: not TOML, a newer format, a network that does not fit its inputs or itself.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<ModelFile> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let version: Version = parse_toml(path, bytes)?;
+        if version.format > FORMAT {
+            let message = format!(
+                "the model has format {}, this version of warpsmith reads up to {FORMAT}",
+                version.format
+            );
+            return Err(Error::data(path, message).with_help("use a newer warpsmith"));
+        }
+        let file: ModelFile = parse_toml(path, bytes)?;
+        let architecture = &file.architecture;
+        architecture.network.check_read(&architecture.input).map_err(|e| Error::data(path, e.message()))?;
+        let (inputs, made) = (architecture.width(), file.preparation.width());
+        if inputs != made {
+            let message = format!("the network has {inputs} inputs but the preparation makes {made}");
+            return Err(Error::data(path, message));
+        }
+        Ok(file)
+    }
 }
 
 /// Opens `dir` and reads `model.toml`. Errors (kind `Data`) for what is no model folder, is damaged, or is newer.
 pub fn open(dir: &Path) -> Result<(Folder, ModelFile)> {
-    #[derive(Deserialize)]
-    struct Version {
-        format: u32,
-    }
     let folder = Folder::open(dir)?;
-    let version: Version = read_toml(&folder, folder::MODEL)?;
-    if version.format > FORMAT {
-        let message = format!(
-            "the model has format {}, this version of warpsmith reads up to {FORMAT}",
-            version.format
-        );
-        return Err(
-            Error::data(folder.path().join(folder::MODEL), message).with_help("use a newer warpsmith")
-        );
-    }
-    let file: ModelFile = read_toml(&folder, folder::MODEL)?;
-    let at = |e: Error| Error::data(folder.path().join(folder::MODEL), e.message());
-    file.architecture.network.check_read(&file.architecture.input).map_err(at)?;
-    if file.architecture.width() != file.preparation.width() {
-        let message = format!(
-            "the network has {} inputs but the preparation makes {}",
-            file.architecture.width(),
-            file.preparation.width()
-        );
-        return Err(Error::data(folder.path().join(folder::MODEL), message));
-    }
+    let file = ModelFile::parse(&folder.path().join(folder::MODEL), &folder.read(folder::MODEL)?)?;
     Ok((folder, file))
 }
 

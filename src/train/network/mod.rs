@@ -192,6 +192,7 @@ impl Network {
     /// # Errors
     /// Kind `Argument`: such an example cannot be seen so.
     pub fn seen(&self, example: &[usize]) -> Result<Vec<usize>> {
+        shapes::numel("the network", example)?;
         match (self.input, example) {
             (InputForm::AsIs, _) | (InputForm::Image, [_, _, _]) | (InputForm::Sequence, [_, _]) => {
                 Ok(example.to_vec())

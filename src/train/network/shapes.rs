@@ -82,6 +82,13 @@ fn at_least_one(what: &str, name: &str, n: usize) -> Result<usize> {
     if n == 0 { Err(Error::argument(format!("{what}: {name} 0: expected at least 1"))) } else { Ok(n) }
 }
 
+/// The numbers of an example of shape `shape`; an error where they cannot be counted.
+pub(super) fn numel(what: &str, shape: &[usize]) -> Result<usize> {
+    let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+    let counted = count.filter(|&count| count <= isize::MAX as usize);
+    counted.ok_or_else(|| Error::argument(format!("{what}: an example of the shape {shape:?} is too large")))
+}
+
 fn is_probability(what: &str, p: f64) -> Result<()> {
     if (0.0..1.0).contains(&p) {
         return Ok(());
@@ -117,7 +124,7 @@ impl LayerKind {
             LayerKind::Upsample { scale_factor, .. } => {
                 let factor = at_least_one(what, "scale_factor", *scale_factor)?;
                 let shape = ranked(what, input, 3)?;
-                vec![shape[0], shape[1] * factor, shape[2] * factor]
+                vec![shape[0], shape[1].saturating_mul(factor), shape[2].saturating_mul(factor)]
             }
             LayerKind::BatchNorm1d {} if input.len() == 1 => input.to_vec(),
             LayerKind::BatchNorm1d {} => ranked(what, input, 2)?.to_vec(),
@@ -140,7 +147,7 @@ impl LayerKind {
                 at_least_one(what, "num_layers", layer.num_layers)?;
                 is_probability(what, layer.dropout)?;
                 let directions = if layer.bidirectional { 2 } else { 1 };
-                let width = directions * at_least_one(what, "hidden_size", layer.hidden_size)?;
+                let width = at_least_one(what, "hidden_size", layer.hidden_size)?.saturating_mul(directions);
                 match layer.output {
                     Steps::Last => vec![width],
                     Steps::All => vec![*steps, width],
@@ -150,7 +157,7 @@ impl LayerKind {
                 is_probability(what, *p)?;
                 input.to_vec()
             }
-            LayerKind::Flatten {} => vec![input.iter().product()],
+            LayerKind::Flatten {} => vec![numel(what, input)?],
             LayerKind::LayerNorm {}
             | LayerKind::Relu {}
             | LayerKind::Gelu {}
@@ -200,6 +207,8 @@ impl LayerKind {
 /// The shape that `layers`, one after the other, make of an example of shape `input`. Errors name the layer's place.
 pub fn output_shape(layers: &[Layer], input: &[usize]) -> Result<Vec<usize>> {
     layers.iter().enumerate().try_fold(input.to_vec(), |shape, (i, layer)| {
-        layer.kind.output_shape(&shape).map_err(|e| e.context(format!("layer {i}")))
+        let out = layer.kind.output_shape(&shape);
+        let out = out.and_then(|out| numel(layer.kind.type_name(), &out).map(|_| out));
+        out.map_err(|e| e.context(format!("layer {i}")))
     })
 }
