@@ -107,7 +107,7 @@ const FAULTS: &[Fault] = &[
     },
     // One stage too few waited for.
     Fault {
-        file: "matmul_mma.cu",
+        file: "core/mma.cuh",
         from: "cp_async_wait<MMA_STAGES - 2>",
         to: "cp_async_wait<MMA_STAGES - 1>",
         kernel: "matmul_mma.mma_64x64",

@@ -11,6 +11,7 @@
 
 mod backward;
 mod gpu;
+mod mma;
 mod shapes;
 
 use std::ops::RangeInclusive;

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::shapes::Sizes;
-use super::{ConvInputBackward, ConvWeightBackward, Convolution};
+use super::{ConvInputBackward, ConvWeightBackward, Convolution, mma};
 use crate::cpu::conv::Geometry;
 use crate::device::Stream;
 use crate::device::kernels::{conv as kernels, matmul};
@@ -57,19 +57,26 @@ struct Product<'a> {
 }
 
 /// What becomes of C.
-struct Finish<'a> {
-    bias: Option<Src<'a>>,
-    pre: Option<Dst<'a>>,
-    activation: u32,
-    add: bool,
+pub(super) struct Finish<'a> {
+    pub bias: Option<Src<'a>>,
+    pub pre: Option<Dst<'a>>,
+    pub activation: u32,
+    pub add: bool,
+}
+
+impl Finish<'_> {
+    /// The same for a shorter time.
+    fn again(&mut self) -> Finish<'_> {
+        Finish { bias: self.bias, pre: self.pre.as_mut().map(Dst::again), ..*self }
+    }
 }
 
 fn signed(what: &str, value: usize) -> Result<i64> {
     Ok(i64::from(narrow(what, value)?))
 }
 
-/// Padding and dilation as numbers that stay small.
-fn moves(g: &Geometry) -> Result<([i64; 2], [i64; 2], [i64; 2])> {
+/// Stride, padding and dilation as numbers that stay small.
+pub(super) fn moves(g: &Geometry) -> Result<([i64; 2], [i64; 2], [i64; 2])> {
     let mut all = [[0; 2]; 3];
     for d in 0..2 {
         narrow("the padded image", g.image[d] + 2 * g.padding[d])?;
@@ -214,6 +221,16 @@ macro_rules! launch {
     }};
 }
 
+/// A grid of as many blocks as the product of these, numbered through x and y.
+pub(super) fn split_grid(counts: [usize; 4]) -> Result<[u32; 3]> {
+    let blocks = counts.iter().try_fold(1usize, |all, &n| all.checked_mul(n));
+    let grid = blocks.and_then(|blocks| {
+        let y = blocks.div_ceil(i32::MAX as usize).max(1);
+        Some([u32::try_from(blocks.div_ceil(y)).ok()?, u32::try_from(y).ok()?, 1])
+    });
+    grid.ok_or_else(|| Error::unsupported("conv2d", "more blocks than a grid has"))
+}
+
 /// C (or the sums of slices of k) in tiles, each by a block.
 fn tiles(
     stream: &Stream,
@@ -223,12 +240,7 @@ fn tiles(
     (splits, slice): (usize, usize),
     finish: Finish<'_>,
 ) -> Result<()> {
-    let blocks = [p.m.div_ceil(TILE), p.n().div_ceil(TILE), splits, p.groups];
-    let blocks = blocks.iter().try_fold(1usize, |all, &n| all.checked_mul(n));
-    let grid = blocks.and_then(|blocks| {
-        let y = blocks.div_ceil(i32::MAX as usize).max(1);
-        Some([u32::try_from(blocks.div_ceil(y)).ok()?, u32::try_from(y).ok()?, 1])
-    });
+    let grid = split_grid([p.m.div_ceil(TILE), p.n().div_ceil(TILE), splits, p.groups])?;
     launch!(stream, kernels::ConvTile, p,
         div: u32::from(p.divide != [1, 1]),
         bias: finish.bias,
@@ -244,7 +256,7 @@ fn tiles(
         slice: narrow("slice", slice)?,
         activation: finish.activation,
         add: finish.add.into(),
-        grid: grid.ok_or_else(|| Error::unsupported("conv2d", "more blocks than a grid has"))?,
+        grid: grid,
     )
 }
 
@@ -281,12 +293,15 @@ pub(super) fn forward(
         return Ok(());
     }
     let bias = inputs.get(2).map(|b| stream.contiguous(b)).transpose()?;
-    let finish = Finish {
+    let mut finish = Finish {
         bias: bias.as_ref().map(|b| b.src()),
         pre: pre.first_mut().map(|p| p.dst()),
         activation: op.activation as u32,
         add: false,
     };
+    if mma::forward(stream, &sizes.0, (x, w), y[0].dst(), finish.again())? {
+        return Ok(());
+    }
     pixels(stream, &Product::forward(&sizes.0, x, w)?, y[0].dst(), finish)
 }
 
@@ -301,7 +316,10 @@ pub(super) fn input_backward(
     if dx.shape().numel() == 0 {
         return Ok(());
     }
-    let finish = Finish { bias: None, pre: None, activation: 0, add: dx.mode() == Mode::Accumulate };
+    let mut finish = Finish { bias: None, pre: None, activation: 0, add: dx.mode() == Mode::Accumulate };
+    if mma::input(stream, &sizes.0, (dy, w), dx.dst(), finish.again())? {
+        return Ok(());
+    }
     pixels(stream, &Product::input(&sizes.0, dy, w)?, dx.dst(), finish)
 }
 
@@ -316,13 +334,16 @@ pub(super) fn weight_backward(
     if dw.shape().numel() == 0 {
         return Ok(());
     }
+    if mma::weight(stream, &sizes.0, (dy, x), dw)? {
+        return Ok(());
+    }
     let p = Product::weight(&sizes.0, dy, x)?;
     let add = dw.mode() == Mode::Accumulate;
     let k = p.depth();
     if p.m <= THIN {
         return launch!(stream, kernels::ConvDot, &p, c: dw.dst(), k: narrow("k", k)?, add: add.into());
     }
-    let (splits, slice) = slices(&p);
+    let (splits, slice) = slices(p.groups, p.m, p.n(), k);
     let none = Finish { bias: None, pre: None, activation: 0, add };
     if splits == 1 {
         return tiles(stream, &p, Some(dw.dst()), None, (1, slice), none);
@@ -347,10 +368,10 @@ pub(super) fn weight_backward(
 }
 
 /// How many slices dw's k is cut into, and steps of k in each.
-fn slices(p: &Product<'_>) -> (usize, usize) {
-    let tiles = p.m.div_ceil(TILE) * p.n().div_ceil(TILE) * p.groups;
-    let most = SUMS / (p.groups * p.m * p.n()).max(1);
+pub(super) fn slices(groups: usize, m: usize, n: usize, k: usize) -> (usize, usize) {
+    let tiles = m.div_ceil(TILE) * n.div_ceil(TILE) * groups;
+    let most = SUMS / (groups * m * n).max(1);
     let wanted = BLOCKS.div_ceil(tiles).min(most).max(1);
-    let slice = p.depth().div_ceil(wanted).next_multiple_of(SLICE).max(SLICE);
-    (p.depth().div_ceil(slice).max(1), slice)
+    let slice = k.div_ceil(wanted).next_multiple_of(SLICE).max(SLICE);
+    (k.div_ceil(slice).max(1), slice)
 }
