@@ -283,6 +283,56 @@ def recurrent():
     return {"cases": cases}
 
 
+def convolutions():
+    """Convolutional layers: outputs, and the gradients of input, weight and bias."""
+    cases = []
+
+    def add(name, op, layer, x, args):
+        named = dict(layer.named_parameters())
+        with torch.no_grad():
+            for index, parameter in enumerate(named.values()):
+                parameter.copy_(grid(*parameter.shape, seed=400 + index, scale=0.5))
+        layer.double()
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        dy = grid(*y.shape, seed=499)
+        wanted = {"x": leaf, **named}
+        grads = torch.autograd.grad(y, list(wanted.values()), dy)
+        cases.append({
+            "name": name, "op": op, "args": args, "x": tensor(x),
+            "parameters": {key: tensor(t) for key, t in named.items()},
+            "output": tensor(y), "dy": tensor(dy),
+            "grads": {key: tensor(t) for key, t in zip(wanted, grads)},
+        })
+
+    kinds = [("conv1d", nn.Conv1d, 1), ("conv2d", nn.Conv2d, 2), ("conv_transpose2d", nn.ConvTranspose2d, 2)]
+    for op, kind, dims in kinds:
+        options = {
+            "plain": {},
+            "same": {"padding": 1},
+            "stride": {"stride": 2, "padding": 1},
+            "dilation": {"dilation": 2, "padding": 2},
+            "groups": {"groups": 2, "padding": 1},
+            "depthwise": {"groups": 4, "stride": 2, "padding": 1},
+            "no_bias": {"bias": False},
+            "all": {"stride": 3, "padding": 2, "dilation": 2, "groups": 2},
+        }
+        if dims == 2:
+            options["uneven"] = {"stride": (1, 2), "padding": (2, 0), "dilation": (1, 2)}
+        if op == "conv_transpose2d":
+            options["output_padding"] = {"stride": (3, 2), "padding": 1, "output_padding": (2, 1)}
+        for name, own in options.items():
+            kernel = 3 if dims == 1 or name != "uneven" else (2, 3)
+            layer = kind(4, 4 if name != "plain" else 6, kernel, **own)
+            x = grid(2 if name in ("plain", "stride") else 1, 4, *([6, 5][:dims]), seed=401)
+            pair = lambda v: list(v) if isinstance(v, tuple) else [v] * dims  # noqa: E731
+            args = {"kernel": pair(kernel), "stride": pair(own.get("stride", 1)), "padding": pair(own.get("padding", 0)),
+                    "dilation": pair(own.get("dilation", 1)), "groups": own.get("groups", 1), "bias": own.get("bias", True),
+                    "output_padding": pair(own.get("output_padding", 0)), "outputs": layer.out_channels}
+            add(f"{op}_{name}", op, layer, x, args)
+    return {"cases": cases}
+
+
 # ---- a whole model, and PyTorch's own file of it ----
 
 
@@ -641,7 +691,8 @@ def main():
     torch.set_num_threads(1)
     model_content, tensors = model()
     contents = {
-        "layers.json": layers(), "losses.json": losses(), "recurrent.json": recurrent(), "model.json": model_content, "optimizers.json": optimizers(),
+        "layers.json": layers(), "losses.json": losses(), "recurrent.json": recurrent(), "convolutions.json": convolutions(),
+        "model.json": model_content, "optimizers.json": optimizers(),
         "schedulers.json": schedulers(), "clipping.json": clipping(), "initialisers.json": initialisers(),
         "pooling.json": golden_pooling.pooling(case, grid), "batch_norm.json": golden_pooling.batch_norm(grid, tensor),
     }

@@ -114,6 +114,31 @@ const FAULTS: &[Fault] = &[
         keep: "",
         cases: "matmul",
     },
+    // Sums staged over a tile that is still read; a pixel beside the image; a row of the kernel for a column.
+    Fault {
+        file: "conv.cu",
+        from: "__syncthreads();      // the tiles have been read",
+        to: "// the tiles have been read",
+        kernel: "conv.conv_tile",
+        keep: "",
+        cases: "conv2d",
+    },
+    Fault {
+        file: "core/conv.cuh",
+        from: "u32(w) < image.width;",
+        to: "u32(w) <= image.width;",
+        kernel: "conv.conv_thin",
+        keep: "",
+        cases: "conv2d",
+    },
+    Fault {
+        file: "conv_mma.cu",
+        from: "i32(element - row * k_low) * k_w",
+        to: "i32(element - row * k_low) * k_h",
+        kernel: "conv_mma.conv_mma_64",
+        keep: "",
+        cases: "conv2d",
+    },
     // The barrier between exchanges, left out.
     Fault {
         file: "sort.cu",

@@ -86,6 +86,7 @@ def cases(torch):
         }[name]
         yield name, function, [normal(64, 64, 64), *weights]
     yield from images(torch, normal)
+    yield from convolutions(normal)
 
 
 def images(torch, normal):
@@ -106,6 +107,23 @@ def images(torch, normal):
     small = normal(128, 32, 14, 14)
     yield "interpolate_nearest", lambda t: F.interpolate(t, (28, 28)), [small]
     yield "interpolate_bilinear", lambda t: F.interpolate(t, (28, 28), mode="bilinear"), [small]
+
+
+def convolutions(normal):
+    """The rows about convolution, as `cases`."""
+    from torch.nn import functional as F
+
+    for name, x, w, options in [
+        ("conv2d_1_to_32", (128, 1, 28, 28), (32, 1, 3, 3), {"padding": 1}),
+        ("conv2d_32_to_64", (128, 32, 14, 14), (64, 32, 3, 3), {"padding": 1}),
+        ("conv2d_64_to_64", (32, 64, 32, 32), (64, 64, 3, 3), {"padding": 1}),
+        ("conv2d_stride_2", (32, 64, 32, 32), (128, 64, 3, 3), {"padding": 1, "stride": 2}),
+        ("conv2d_1x1", (32, 64, 32, 32), (64, 64, 1, 1), {}),
+        ("conv2d_depthwise", (32, 64, 32, 32), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+    ]:
+        yield name, lambda t, w, b, options=options: F.conv2d(t, w, b, **options), [normal(*x), normal(*w), normal(w[0])]
+    images, kernels = normal(32, 64, 16, 16), normal(64, 32, 2, 2)
+    yield "conv_transpose2d", lambda t, w: F.conv_transpose2d(t, w, None, 2), [images, kernels]
 
 
 # No gradient, or one that PyTorch returns as a view of dy (expand, narrow, transpose): there is nothing to time.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod convolution;
 mod pooling;
 mod recurrent;
 
@@ -280,6 +281,7 @@ fn cases(device: Device) -> Result<Vec<OpCase>> {
     ordering(&mut cases)?;
     recurrent::add(&mut cases)?;
     pooling::add(&mut cases)?;
+    convolution::add(&mut cases)?;
     Ok(cases.list)
 }
 
