@@ -59,7 +59,7 @@ def pooling(case, grid):
 
     for size in [[6, 8], [2, 3], [1, 1], [4, 7], [3, 4], [10, 2]]:
         resized(f"to_{size[0]}x{size[1]}", size=size)
-    for scale in [[2.0, 2.0], [1.5, 0.7], [1.05, 2.9], [0.4, 1.0]]:
+    for scale in [[2.0, 2.0], [1.5, 0.7], [1.05, 2.9], [0.4, 1.0], [1.0, 2.2]]:
         resized(f"by_{scale[0]:g}x{scale[1]:g}", scale_factor=scale)
 
     for groups in [1, 2, 4]:

@@ -34,7 +34,7 @@ struct Statistics {
     rstd: Pair,
 }
 
-fn statistics(x: &[Dd], eps: f64) -> Statistics {
+fn statistics(x: &[Dd], eps: f64, dtype: DType) -> Statistics {
     let n = x.len();
     // Over nothing there are no statistics.
     let average = |v: Dd| if n == 0 { dd(f64::NAN) } else { v / dd(n as f64) };
@@ -78,9 +78,9 @@ fn forward(x: &Value, groups: Option<usize>, eps: f64, affine: [Option<&Value>; 
     let (_, set, count) = members(&x.shape, groups);
     let mut elements: Vec<Vec<Dd>> = vec![Vec::new(); count];
     x.data.iter().zip(&set).for_each(|(&v, &s)| elements[s].push(dd(v)));
-    let stats: Vec<Statistics> = elements.iter().map(|x| statistics(x, eps)).collect();
-    let shape: Vec<usize> = groups.map_or(vec![x.shape[1]], |groups| vec![x.shape[0], groups]);
     let kept = if x.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let stats: Vec<Statistics> = elements.iter().map(|x| statistics(x, eps, kept)).collect();
+    let shape: Vec<usize> = groups.map_or(vec![x.shape[1]], |groups| vec![x.shape[0], groups]);
     let of = |f: fn(&Statistics) -> Pair| Expected::scaled(&shape, kept, stats.iter().map(f).collect());
     vec![
         Expected::scaled(&x.shape, x.dtype, normalised(x, &stats, groups, affine)),
