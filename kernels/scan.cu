@@ -66,7 +66,11 @@ template <class T> WS_FN void piece_sums(Total<T> (&v)[4], const T* row, u64 fir
         // Four neighbours, turned round where the order is.
         const Vec<T, 4> piece = load_vec<4>(row + (reverse ? n - 4 - i : i));
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) v[j] = widen(piece[reverse ? 3 - j : j]);
+        for (u32 j = 0; j < 4; ++j) {
+            // Chosen, not indexed: an index that depends on `reverse` would put the piece into local memory.
+            const Total<T> forward = widen(piece[j]), backward = widen(piece[3 - j]);
+            v[j] = reverse ? backward : forward;
+        }
     } else {
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {

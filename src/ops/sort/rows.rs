@@ -116,10 +116,11 @@ fn narrow_row<T: Key>(row: &[T], keep: usize, descending: bool, buffers: &mut Bu
             }
         },
     );
-    if keep == n && n > SHORT {
+    // Sorting all by radix costs less than choosing many.
+    if keep > n / 4 && n > SHORT {
         spare.resize(n, 0);
         radix_sort(pairs, spare, T::BYTES);
-    } else if keep <= FEW && keep < n / 4 {
+    } else if keep <= FEW && keep <= n / 4 {
         choose_few(pairs, keep, spare);
         std::mem::swap(pairs, spare);
     } else {
