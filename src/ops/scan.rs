@@ -268,11 +268,17 @@ impl Op for CumSum {
             }
             DType::F64 => {
                 let x = packed::<f64>(&x, &mut copy)?;
-                into_wide(out, |out, add| Ok(scan(x, sizes, out, How { reverse, add })))
+                into_wide(out, |out, add| {
+                    scan(x, sizes, out, How { reverse, add });
+                    Ok(())
+                })
             }
             _ => {
                 let x = packed::<f32>(&x, &mut copy)?;
-                into_wide(out, |out, add| Ok(scan(x, sizes, out, How { reverse, add })))
+                into_wide(out, |out, add| {
+                    scan(x, sizes, out, How { reverse, add });
+                    Ok(())
+                })
             }
         }
     }

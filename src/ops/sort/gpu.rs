@@ -139,7 +139,9 @@ pub(super) fn put_back(
     let (dys, indices) = (s.contiguous(dy)?, s.contiguous(index)?);
     let total = out.shape().numel();
     let mut owner = s.temp(DType::I32, total)?;
-    s.fill(owner.dst().address(), 0, total * 4)?;
+    if total > 0 {
+        s.fill(owner.dst().address(), 0, total * 4)?;
+    }
     let bad = move |value, position| bad_index("sort_backward", shape, value, position, size);
     let mut fault = s.fault_slot(bad)?;
     let (count, size) = (index.numel() as u64, size as u64);
