@@ -87,7 +87,8 @@ fn write_photos(place: &Place, count: usize) {
 fn an_idx_folder_from_training_to_an_answer() {
     let place = Place::new("idx");
     write_idx(&place, 240, 60);
-    let how = "--data bars --model mlp:24 --augment crop:1,noise:0.02,cutout:2,mixup:0.1 --lr 0.01";
+    let how =
+        "--data bars --model mlp:24 --augment crop:1,noise:0.02,cutout:2,mixup:0.1 --lr 0.01 --patience 0";
     let run = place.json(&format!("train {how} --epochs 12 --out whole"));
     assert_eq!((run["metrics_on"].as_str(), run["epochs"].as_u64()), (Some("test"), Some(12)));
     let accuracy = run["metrics"]["accuracy"].as_f64().unwrap();
@@ -144,11 +145,11 @@ fn class_folders_are_resized_weighted_and_resumed() {
     let big = RgbImage::from_pixel(31, 17, Rgb([10, 200, 30]));
     big.save(place.path().join("photos/lying/zz.jpg")).unwrap();
     let how = "--data photos --image-size 10x10 --channels 1 --class-weights balanced --sampler weighted \
-               --augment flip,shift:1,rotate:5 --model mlp:16 --lr 0.01";
-    let run = place.json(&format!("train {how} --epochs 6 --out whole"));
+               --augment flip,shift:1,rotate:5 --model mlp:16 --lr 0.01 --patience 0";
+    let run = place.json(&format!("train {how} --epochs 30 --out whole"));
     assert!(run["metrics"]["accuracy"].as_f64().unwrap() > 0.6, "{run}");
-    place.ok(&format!("train {how} --epochs 2 --out part"));
-    place.ok("train --resume part --epochs 6");
+    place.ok(&format!("train {how} --epochs 11 --out part"));
+    place.ok("train --resume part --epochs 30");
     assert!(place.read("whole/model.safetensors") == place.read("part/model.safetensors"));
     // Pictures to predict are resized and converted as those in training.
     let answer = place.ok("predict --model whole --input photos/lying/zz.jpg").stdout;

@@ -85,11 +85,12 @@ fn tables_from_arrays_keep_the_shape_of_a_row() {
     assert_eq!(table(&[4, 6]).shape(), None);
     assert_eq!(table(&[4, 2, 3]).shape(), Some(&[1, 2, 3][..]));
     assert_eq!(table(&[4, 3, 2, 2]).shape(), Some(&[3, 2, 2][..]));
-    let labelled = table(&[8, 2, 3]).with_numbers("y", "y", &[0, 1, 0, 1, 0, 1, 0, 1]).unwrap();
+    let targets: Vec<u8> = (0..40).map(|row| row % 2).collect();
+    let labelled = table(&[40, 2, 3]).with_numbers("y", "y", &targets).unwrap();
     let data = Dataset::build(&labelled, None, &DatasetOptions::default()).unwrap();
     assert_eq!((data.shape(), data.train.inputs.shape()), (vec![1, 2, 3], &[1, 2, 3][..]));
     // With the target in a column of the array there is no such shape.
-    let data = Dataset::build(&table(&[8, 2, 3]), None, &DatasetOptions::default()).unwrap();
+    let data = Dataset::build(&table(&[40, 2, 3]), None, &DatasetOptions::default()).unwrap();
     assert_eq!(data.shape(), [5]);
 }
 
@@ -156,9 +157,12 @@ fn bad_folders_name_the_file_and_the_reason() {
     folder.grey("b/1.png", 4, 4, 1);
     assert!(classes(&folder, any).is_ok());
     folder.grey("b/2.png", 4, 5, 1);
-    refused(any, ["b/2.png: a picture of 5x4 pixels", "4x4"]);
+    refused(
+        any,
+        ["b/2.png: expected pictures of 4x4 pixels in 1 channel as ", "found pictures of 5x4 pixels"],
+    );
     folder.colour("b/2.png", 4, 4, [1, 2, 3]);
-    refused(any, ["b/2.png: a picture of 4x4 pixels in 3 channels", "in 1 channel"]);
+    refused(any, ["b/2.png: expected pictures of 4x4 pixels in 1 channel", "4x4 pixels in 3 channels"]);
     assert!(classes(&folder, ImageOptions { channels: Some(1), ..any }).is_ok());
     let whole = fs::read(folder.file("a/1.png")).unwrap();
     for bytes in [&whole[..whole.len() / 2], b"", b"text", &whole[..8]] {
@@ -169,7 +173,7 @@ fn bad_folders_name_the_file_and_the_reason() {
     for number in 3..40 {
         fs::write(folder.file(&format!("b/{number}.png")), "text").unwrap();
     }
-    refused(any, ["b/2.png", "not a whole"]);
+    refused(any, ["b/10.png", "not a whole"]);
     for bad in [
         ImageOptions { size: Some([0, 3]), ..any },
         ImageOptions { channels: Some(2), ..any },
@@ -440,11 +444,14 @@ fn tables_take_noise_but_no_moves() {
         .collect();
     let batch = moved.next_batch().unwrap().unwrap();
     let close = |a: f32, b: f32| (a - b).abs() < 1e-4;
-    for picture in batch.features.chunks(64) {
-        let rows_black =
-            (0..8).filter(|y| (0..8).all(|x| close(picture[y * 8 + x], black[y * 8 + x]))).count();
-        assert!(rows_black <= 3 + 2, "{rows_black} rows of a digit are black");
-    }
+    let is_black = |picture: &[f32], y: usize| (0..8).all(|x| close(picture[y * 8 + x], black[y * 8 + x]));
+    let black_rows: Vec<usize> =
+        batch.features.chunks(64).map(|picture| (0..8).filter(|&y| is_black(picture, y)).count()).collect();
+    // Hardly a digit has an empty row of its own, so these are what came in.
+    assert!(
+        black_rows.iter().all(|&rows| rows <= 4) && black_rows.iter().any(|&rows| rows > 0),
+        "{black_rows:?}"
+    );
     let error = with(&train, Augment { crop: 9, ..Augment::default() }).err().unwrap();
     assert!(error.message().contains("crop:9"), "{error}");
     let error = Loader::new(Arc::clone(&train), options).unwrap().with_augment(noise, 0, 3).err().unwrap();

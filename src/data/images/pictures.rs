@@ -174,16 +174,11 @@ fn named(source: &Path, file: &Path) -> String {
 }
 
 fn differs(file: &Path, found: [usize; 3], first: &Path, shape: [usize; 3]) -> Error {
-    let [_, height, width] = shape;
-    let found = format!("{}x{} pixels in {} channels", found[1], found[2], found[0]);
-    let message = format!(
-        "a picture of {found}, where {} has {height}x{width} in {} channels",
-        first.display(),
-        shape[0]
-    );
+    let [channels, height, width] = shape;
+    let message = format!("expected {} as {}, found {}", described(shape), first.display(), described(found));
     Error::data(file, message).with_help(format!(
-        "make all alike: resize to one size (--image-size {height}x{width}), convert to one number of channels (--channels {})",
-        shape[0]
+        "all must be alike: resize them to one size (--image-size {height}x{width}), convert them to one number of channels \
+         (--channels {channels})"
     ))
 }
 
