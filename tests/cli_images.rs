@@ -171,6 +171,12 @@ fn archives_hold_pictures_or_tables() {
     let run = place.json("train --data pictures.npz --model mlp:8 --epochs 2 --out pictures");
     assert_eq!(run["metrics_on"], "test");
     assert_eq!(place.json("eval --model pictures --data pictures.npz")["rows"], 60);
+    // The same pictures in two files.
+    npy::write(place.path().join("X.npy"), &x).unwrap();
+    npy::write(place.path().join("Y.npy"), &y).unwrap();
+    place.ok("train --data X.npy,Y.npy --model mlp:8 --epochs 2 --out pair");
+    assert!(place.read("pair/model.safetensors") == place.read("pictures/model.safetensors"));
+    assert_eq!(place.json("eval --model pair --data X.npy,Y.npy")["rows"], 60);
     let matrix: Vec<f32> = pixels(60).into_iter().map(f32::from).collect();
     let matrix = HostTensor::from_slice([60, 64], &matrix).unwrap();
     let parts =

@@ -194,6 +194,13 @@ fn what_a_path_names_is_told_by_its_content() {
     folder.grey("some/b.png", 2, 2, 1);
     folder.grey("some/a.png", 2, 2, 1);
     assert_eq!(names_of(&open("some").unwrap()), ["a.png", "b.png"]);
+    folder.grey("lonely/a.png", 2, 2, 1);
+    assert_eq!(names_of(&open("lonely").unwrap()), ["a.png"]);
+    let files = [folder.file("some"), folder.file("one")];
+    let options = ImageOptions { size: Some([2, 2]), channels: Some(1), limit: None };
+    let several = Images::read_pictures(&files, &options).unwrap();
+    assert_eq!(several.len(), 3);
+    assert!(several.names()[2] == files[1].display().to_string(), "{:?}", several.names());
     fs::write(folder.file("idx"), [0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4]).unwrap();
     assert_eq!(open("idx").unwrap().pixels().as_slice(), [1, 2, 3, 4]);
     fs::write(folder.file("text"), "a,b\n1,2\n").unwrap();

@@ -36,6 +36,18 @@ pub(super) enum Loaded {
     Images(ImageSet),
 }
 
+impl Loaded {
+    fn of(arrays: ArraySet, source: &Path, options: &ImageOptions) -> Result<Loaded> {
+        match arrays {
+            ArraySet::Tables { train, test } => Ok(Loaded::Table(train, test)),
+            ArraySet::Images(set) => {
+                options.refuse_conversion(source)?;
+                Ok(Loaded::Images(set))
+            }
+        }
+    }
+}
+
 impl Source {
     /// Reads `digits`, `fashion-mnist`, `X.npy,Y.npy`, `X.npy`, `F.npz`, `-` (stdin) or the name of a CSV file or of a
     /// folder. Opens nothing.
@@ -97,18 +109,12 @@ impl Source {
     /// `options` limit it to.
     pub(super) fn read(&self, options: &ImageOptions) -> Result<Loaded> {
         let table = match self {
-            Source::Npz(file) => match ArraySet::read_npz(file)? {
-                ArraySet::Tables { train, test } => return Ok(Loaded::Table(train, test)),
-                ArraySet::Images(set) => {
-                    options.refuse_conversion(file)?;
-                    return Ok(Loaded::Images(set));
-                }
-            },
+            Source::Npz(file) => return Loaded::of(ArraySet::read_npz(file)?, file, options),
+            Source::Npy { x, y } => return Loaded::of(ArraySet::read_npy(x, y.as_deref())?, x, options),
             Source::FashionMnist => return Ok(Loaded::Images(ImageSet::fashion_mnist()?)),
             Source::Folder(dir) => return Ok(Loaded::Images(ImageSet::read_folder(dir, options)?)),
             Source::Digits => digits()?,
             Source::Csv(file) => Table::read_csv(file, options.limit)?,
-            Source::Npy { x, y } => read_npy(x, y.as_deref(), NPY_TARGET)?,
         };
         Ok(Loaded::Table(table, None))
     }

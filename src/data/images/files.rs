@@ -171,7 +171,7 @@ fn start_of(path: &Path) -> Result<Vec<u8>> {
     Ok(start)
 }
 
-/// What an npz archive holds.
+/// What arrays hold, those of an npz archive or of a pair of npy files.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ArraySet {
     /// Numbers: a matrix, or an array of higher rank whose rows keep their shape.
@@ -192,6 +192,24 @@ enum Arrays {
 }
 
 impl ArraySet {
+    /// Reads an npy array and the targets of its rows, if they have a file of their own.
+    ///
+    /// # Errors
+    /// Kind `Data`: as [`npy::read`], [`Table::from_array`] and [`Images::from_array`]; as many targets as rows are needed.
+    pub fn read_npy(x: impl AsRef<Path>, y: Option<&Path>) -> Result<ArraySet> {
+        let x = x.as_ref();
+        let array = npy::read(x)?;
+        let targets = match y {
+            Some(y) => Some((y, npy::read(y)?)),
+            None => None,
+        };
+        let targets = targets.as_ref().map(|(place, targets)| (*place, targets));
+        Ok(match Arrays::of(x, array, targets)? {
+            Arrays::Table(train) => ArraySet::Tables { train, test: None },
+            Arrays::Images(train) => ArraySet::Images(ImageSet { train, test: None }),
+        })
+    }
+
     /// Reads an npz archive with the arrays `x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`, in small or large
     /// letters. Without a `y` there are no targets; without an `x_test` there is no test part.
     ///
@@ -241,18 +259,24 @@ fn part(npz: &mut Npz<'_>, x: &str, y: Option<&str>) -> Result<Arrays> {
         Some(y) => Some((npz.place(y), npz.read(y)?)),
         None => None,
     };
-    if are_pictures(&array)? {
-        let images = Images::from_array(&place, array)?;
-        return Ok(Arrays::Images(match targets {
-            Some((place, targets)) => images.with_label_array(place, &targets)?,
-            None => images,
-        }));
+    Arrays::of(&place, array, targets.as_ref().map(|(place, targets)| (place.as_path(), targets)))
+}
+
+impl Arrays {
+    fn of(place: &Path, array: HostTensor<'_>, targets: Option<(&Path, &HostTensor<'_>)>) -> Result<Arrays> {
+        if are_pictures(&array)? {
+            let images = Images::from_array(place, array)?;
+            return Ok(Arrays::Images(match targets {
+                Some((place, targets)) => images.with_label_array(place, targets)?,
+                None => images,
+            }));
+        }
+        let table = Table::from_array(place, &array)?;
+        Ok(Arrays::Table(match targets {
+            Some((place, targets)) => table.with_array(place, "y", targets)?,
+            None => table,
+        }))
     }
-    let table = Table::from_array(&place, &array)?;
-    Ok(Arrays::Table(match targets {
-        Some((place, targets)) => table.with_array(place, "y", &targets)?,
-        None => table,
-    }))
 }
 
 /// Whether an array holds pictures, by its rank, element type and values.

@@ -104,14 +104,14 @@ impl Images {
         Images::decode(dir, &files, options)?.with_classes(&names)
     }
 
-    /// Reads the pictures `files`, in their order, without labels; a folder among them stands for the pictures in it.
+    /// Reads the pictures `given`, in their order, without labels; a folder among them stands for the pictures in it.
     ///
     /// # Errors
     /// As [`Images::read_classes`]; kind `Data`: a folder without pictures.
-    pub fn read_pictures(files: &[impl AsRef<Path>], options: &ImageOptions) -> Result<Images> {
+    pub fn read_pictures(given: &[impl AsRef<Path>], options: &ImageOptions) -> Result<Images> {
         options.check()?;
         let mut all = Vec::new();
-        for file in files.iter().map(AsRef::as_ref) {
+        for file in given.iter().map(AsRef::as_ref) {
             if !file.is_dir() {
                 all.push(file.to_owned());
                 continue;
@@ -124,11 +124,8 @@ impl Images {
         }
         let files: Vec<&Path> =
             all.iter().map(PathBuf::as_path).take(options.limit.unwrap_or(usize::MAX)).collect();
-        let source = if let [file] = files[..] {
-            file
-        } else {
-            files.first().and_then(|f| f.parent()).unwrap_or(Path::new("."))
-        };
+        // Names are those below the one folder that was given, else the paths as they were given.
+        let source = if let [one] = given { one.as_ref() } else { Path::new("") };
         Images::decode(source, &files, options)
     }
 
