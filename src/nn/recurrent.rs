@@ -209,9 +209,21 @@ fn stack(states: &[Tensor]) -> Result<Tensor> {
     Tensor::stack(&states.iter().collect::<Vec<_>>(), 0)
 }
 
-/// A long short-term memory: `x [T, B, inputs]` to `[T, B, directions · hidden]`. Parameters, for layer k, `weight_ih_lk
-/// [4 · hidden, inputs]`, `weight_hh_lk [4 · hidden, hidden]`, `bias_ih_lk` and `bias_hh_lk` `[4 · hidden]`, gates in the order i, f, g, o,
-/// and the same with `_reverse`; all drawn from U(−1/√hidden, 1/√hidden).
+/// A long short-term memory: `x [T, B, inputs]` to `[T, B, directions · hidden]`.
+///
+/// Parameters of layer k: `weight_ih_lk [4 · hidden, inputs]`, `weight_hh_lk [4 · hidden, hidden]`, `bias_ih_lk` and `bias_hh_lk`
+/// `[4 · hidden]`, with gates in the order i, f, g, o, and the same with `_reverse`; all drawn from U(−1/√hidden, 1/√hidden).
+///
+/// ```
+/// use warpsmith::nn::{Cx, LSTM, RecurrentOptions, Scope};
+/// use warpsmith::{Arena, DType, Device, Tensor};
+/// let arena = Arena::new(DType::F32, Device::cpu())?;
+/// let lstm = LSTM::new(&Scope::new(&arena, 1), 5, 8, RecurrentOptions { num_layers: 2, ..RecurrentOptions::default() })?;
+/// let x = Tensor::zeros([7, 3, 5], DType::F32, Device::cpu())?;
+/// let (y, (h, c)) = lstm.forward_with_state(&mut Cx::eval(), &x, None)?;
+/// assert_eq!((y.dims(), h.dims(), c.dims()), (&[7, 3, 8][..], &[2, 3, 8][..], &[2, 3, 8][..]));
+/// # Ok::<(), warpsmith::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct LSTM {
     stack: Stack,
@@ -282,8 +294,10 @@ impl Module for LSTM {
     }
 }
 
-/// A gated recurrent unit, with the recurrent bias of its candidate inside the reset gate: `x [T, B, inputs]` to `[T, B,
-/// directions · hidden]`. Parameters as those of [`LSTM`] with three gates in the order r, z, n.
+/// A gated recurrent unit: `x [T, B, inputs]` to `[T, B, directions · hidden]`.
+///
+/// The recurrent bias of the candidate stands inside the reset gate. Parameters as those of [`LSTM`] with three gates in the order
+/// r, z, n.
 #[derive(Clone)]
 pub struct GRU {
     stack: Stack,
@@ -355,8 +369,9 @@ impl Module for GRU {
     }
 }
 
-/// A plain recurrent network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh): `x [T, B, inputs]` to `[T, B, directions · hidden]`. Parameters
-/// as those of [`LSTM`] with one gate.
+/// A plain recurrent network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh): `x [T, B, inputs]` to `[T, B, directions · hidden]`.
+///
+/// Parameters as those of [`LSTM`] with one gate.
 #[derive(Clone)]
 pub struct RNN {
     stack: Stack,

@@ -170,6 +170,32 @@ fn all() -> Vec<Box<dyn Any>> {
     }
     all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[40, 31, 19])]));
     all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[31, 19])]));
+    all.extend(recurrent());
+    all
+}
+
+/// Batches of several shares of rows, and widths of more than one run of the product.
+fn recurrent() -> Vec<Box<dyn Any>> {
+    let mut all = Vec::new();
+    for (steps, batch, hidden, direction) in
+        [(7, 150, 20, Direction::Forward), (2, 9, 300, Direction::Reverse), (5, 70, 33, Direction::Reverse)]
+    {
+        let small = |shape: &[usize]| Arg::new(shape, Values::Normal(1.0 / (hidden as f64).sqrt()));
+        let (state, weights) = (normal(&[batch, hidden]), |gates: usize| small(&[gates * hidden, hidden]));
+        let wide = |n: usize| normal(&[steps, batch, n * hidden]);
+        let gates = || Arg::new(&[steps, batch, 4 * hidden], Values::Uniform(0.05, 0.95));
+        let states = || Arg::new(&[steps, batch, hidden], Values::Uniform(-0.9, 0.9));
+        let s = || state.clone();
+        all.push(case(Lstm { direction }, vec![wide(4), s(), s(), weights(4)]));
+        let inputs = vec![wide(1), s(), weights(4), gates(), states(), s()];
+        all.push(case(LstmBackward { direction }, inputs));
+        let inputs = vec![wide(3), s(), weights(3), small(&[3 * hidden])];
+        all.push(case(Gru { bias: true, direction }, inputs));
+        all.push(case(GruBackward { direction }, vec![wide(1), weights(3), gates(), states(), s()]));
+        let activation = Activation::Tanh;
+        all.push(case(Rnn { activation, direction }, vec![wide(1), s(), weights(1)]));
+        all.push(case(RnnBackward { activation, direction }, vec![wide(1), weights(1), states()]));
+    }
     all
 }
 
