@@ -480,3 +480,12 @@ fn weighted_sampling_evens_the_classes_out() {
         LoaderOptions { batch: 7, order: Order::Weighted { seed: 2 }, last: LastBatch::Keep, prefetch: None };
     assert_eq!(Loader::new(Arc::new(values), options).err().unwrap().kind(), ErrorKind::Argument);
 }
+
+/// Found by fuzzing: a file of 20 bytes asked for 4 GB.
+#[test]
+fn no_pictures_of_any_size_take_no_memory() {
+    let file = [0, 0, 9, 4, 0, 0, 0, 0, 0, 0, 0, 0xfd, 1, 4, 0, 0, 0, 0, 0, 1];
+    let array = warpsmith::io::idx::from_bytes("none.idx", &file).unwrap();
+    let error = Images::from_array("none.idx", array).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data, "{error}");
+}

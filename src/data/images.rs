@@ -94,7 +94,8 @@ impl Images {
             }
         };
         let mut pixels = bytes(source, array)?;
-        if channels_last {
+        // Without pictures there is nothing to turn, however large one would be.
+        if channels_last && !pixels.is_empty() {
             let plane = shape[1] * shape[2];
             let mut planes = vec![0; plane * shape[0]];
             for picture in pixels.chunks_exact_mut(planes.len().max(1)) {

@@ -70,8 +70,8 @@ impl Pixels<'_> {
         let k = self.channels * g.kernel[0] * g.kernel[1];
         let plane = self.to[0] * self.to[1];
         macro_rules! launch {
-            ($kernel:path, $tile:expr) => {
-                $kernel {
+            ($kernel:ident, $tile:expr) => {
+                kernels::$kernel {
                     div: u32::from(self.divide != [1, 1]),
                     a: a.src(),
                     b: image.src(),
@@ -110,9 +110,9 @@ impl Pixels<'_> {
         }
         // A large tile where it is not mostly empty.
         if m > 64 && n > 64 {
-            launch!(kernels::ConvMma128, 128)
+            launch!(ConvMma128, 128)
         } else {
-            launch!(kernels::ConvMma64, 64)
+            launch!(ConvMma64, 64)
         }
         Ok(true)
     }
