@@ -174,36 +174,38 @@ sanitize() {
 sanitize memcheck bounds 'invalid __global__ write|out of bounds'
 sanitize racecheck race 'hazard|race reported'
 
-# 6. Training: the CPU's loss within tolerance, and twice the same bits.
-if wanted train; then
-  epochs=6
-  ((quick)) && epochs=1
-  ok=1 total=0 note=""
+# 6. Training: the CPU's loss within tolerance, and twice the same bits; of a perceptron, a convolutional and a recurrent network.
+train() {
+  local name=$1 epochs=$2 model=$3 ok=1 total=0 note="" where kind turn rows=()
+  ((quick)) && epochs=1 rows=(--limit 96)
   for where in "$device:1" "$device:2" cpu:1; do
     kind=${where%:*} turn=${where##*:}
-    rows=()
-    ((quick)) && rows=(--limit 96)
-    run "train.$kind.$turn" 120 "$binary" train --device "$kind" --epochs "$epochs" --seed 5 --quiet --json \
-      "${rows[@]}" --out "$work/model.$kind.$turn"
+    run "$name.$kind.$turn" 120 "$binary" train --device "$kind" --model "$model" --epochs "$epochs" --seed 5 --quiet --json \
+      "${rows[@]}" --out "$work/$name.model.$kind.$turn"
     total=$((total + took))
-    if ((code != 0)); then ok=0 note="on $kind: $(said "train.$kind.$turn")"; break; fi
+    if ((code != 0)); then ok=0 note="on $kind: $(said "$name.$kind.$turn")"; break; fi
   done
   if ((ok)); then
-    weights() { cksum <"$work/model.$1/model.safetensors"; }
+    weights() { cksum <"$work/$name.model.$1/model.safetensors"; }
     # The losses of metrics.jsonl, one a line.
-    losses() { grep -oE '"(train_)?loss": *[0-9.eE+-]+' "$work/model.$1/metrics.jsonl" | sed 's/.*: *//'; }
+    losses() { grep -oE '"(train_)?loss": *[0-9.eE+-]+' "$work/$name.model.$1/metrics.jsonl" | sed 's/.*: *//'; }
     if [[ $(weights "$device.1") != $(weights "$device.2") ]]; then
       ok=0 note="two runs on $device gave different weights"
     elif ! paste <(losses "$device.1") <(losses cpu.1) |
       awk 'BEGIN { worst = 0 } { d = $1 - $2; d = d < 0 ? -d : d; r = d / ($2 < 0 ? -$2 : $2); if (r > worst) worst = r }
            END { printf "worst relative difference of the losses: %.2e over %d\n", worst, NR; exit !(NR > 0 && worst < 1e-3) }' \
-        >"$work/train.note"; then
-      ok=0 note="the losses differ from the CPU's: $(cat "$work/train.note")"
+        >"$work/$name.note"; then
+      ok=0 note="the losses differ from the CPU's: $(cat "$work/$name.note")"
     else
-      note="twice the same bits; $(cat "$work/train.note")"
+      note="$model: twice the same bits; $(cat "$work/$name.note")"
     fi
   fi
-  if ((ok)); then verdict train passed "$total" "$note"; else verdict train failed "$total" "$note"; fi
+  if ((ok)); then verdict "$name" passed "$total" "$note"; else verdict "$name" failed "$total" "$note"; fi
+}
+if wanted train; then
+  train train 6 mlp:256,128
+  train train.cnn 2 cnn:8,16
+  train train.lstm 2 lstm:32x2
 fi
 
 # 7. Kernels, ours and PyTorch's in turns, so that drift of the clocks hits both.
