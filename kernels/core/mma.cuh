@@ -94,7 +94,7 @@ template <u32 BM, u32 BN> struct MmaRing {
 template <class T, u32 BM, u32 BN, u32 WM, u32 WN, class A, class B>
 WS_FN void mma_products(f32 (&sum)[WM / 16][WN / 8][4], MmaRing<BM, BN>& ring, const A& a, const B& b, GemmSlice k) {
     constexpr u32 WARPS_DOWN = BM / WM, DEPTH = MmaType<T>::DEPTH;
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 warp = threadIdx.x / 32;
     const u32 row = warp % WARPS_DOWN * WM, col = warp / WARPS_DOWN * WN;
 
     const u32 steps = (k.to - k.from + DEPTH - 1) / DEPTH;
