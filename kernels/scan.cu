@@ -5,6 +5,7 @@
 // block each. Along others a thread walks down a column, or a piece of one where there are few. Of several pieces the totals
 // come first, their running sums by the same kernels, and then each piece starts from what is before it. Sums are f32 (integers:
 // 64 bits, wrapping) in an order fixed by the shape. `reverse` counts elements and pieces from the end.
+#include "core/reduce.cuh"
 #include "core/vec.cuh"
 
 // What elements of T are added up in: f32, or unsigned for integers, whose sums wrap.
@@ -112,6 +113,13 @@ WS_FN void row_piece(const T* x, const S* ends, O* y, u64 n, u64 pieces, bool re
         if (i + j < n) put(y + row * n + (reverse ? n - 1 - (i + j) : i + j), Total<T>(carry + v[j]), add);
 }
 
+// A chain of additions by one thread: floats lose nothing by its length.
+template <class A> struct Chain {
+    A sum = 0;
+    WS_METHOD void add(A x) { sum += x; }
+};
+template <> struct Chain<f32> : LongSum {};
+
 // A column's piece of up to `length` elements, of [outer, pieces, inner]: its total, or if `y` is given its running sums.
 template <class T, class O, class S>
 WS_FN void column_piece(const T* x, const S* ends, S* totals, O* y, u64 outer, u64 n, u64 inner, u64 pieces, u64 length,
@@ -122,15 +130,16 @@ WS_FN void column_piece(const T* x, const S* ends, S* totals, O* y, u64 outer, u
     const u64 line = thread / inner, column = thread - line * inner, block = line / pieces, piece = line - block * pieces;
     const u64 first = piece * length, last = n - first < length ? n : first + length;
     const u64 start = block * n * inner + column;
-    A sum = 0, carry = 0;
+    A carry = 0;
+    Chain<A> chain;
     if (y != nullptr && piece > 0) carry = widen(ends[thread - inner]);
 #pragma unroll 4
     for (u64 i = first; i < last; ++i) {
         const u64 at = start + (reverse ? n - 1 - i : i) * inner;
-        sum += widen(x[at]);
-        if (y != nullptr) put(y + at, A(carry + sum), add);
+        chain.add(widen(x[at]));
+        if (y != nullptr) put(y + at, A(carry + chain.sum), add);
     }
-    if (totals != nullptr) totals[thread] = Put<S>::apply(sum);
+    if (totals != nullptr) totals[thread] = Put<S>::apply(chain.sum);
 }
 
 // Rows of up to 256 elements, a warp each.
