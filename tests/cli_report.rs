@@ -22,9 +22,10 @@ fn the_table_has_the_figures_of_the_log() {
     let log = place.text("whole/metrics.jsonl");
     assert_eq!((log.lines().count(), table.lines().count()), (4, 5));
     for (line, cells) in log.lines().zip(lines) {
-        let epoch: serde_json::Value = serde_json::from_str(line).unwrap();
         for (name, cell) in header.iter().zip(cells) {
-            assert_eq!(epoch[name].to_string(), cell, "{name}");
+            // The very same digits.
+            let text = line.split_once(&format!("\"{name}\":")).unwrap().1;
+            assert_eq!(text.split([',', '}']).next(), Some(cell), "{name}");
         }
     }
     // A run that stopped in between leaves the same bytes.

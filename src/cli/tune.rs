@@ -19,7 +19,7 @@ use crate::train::data_checksum;
 use crate::train::tune::{
     self, Event, Finish, Method, Objective, Outcome, Plan, Range, Record, Run, Space, Status,
 };
-use crate::{Device, Error, Result};
+use crate::{Device, Error, ErrorKind, Result};
 
 /// Search for good settings: train with many, keep the best by validation loss.
 ///
@@ -47,7 +47,7 @@ pub(super) struct TuneArgs {
     /// The folder of the search: table, report, a model folder a trial, the best one [default: runs/<data>-tune]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Trials at a time, which share the threads; the result does not depend on it [default: all cores, at most one a trial]
+    /// Trials at a time, which share the threads; the result does not depend on it [default: one a thread; one on a GPU]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     jobs: Option<usize>,
     /// CPU threads of all trials together [default: all cores]
@@ -117,8 +117,10 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
         }
     }
     let threads = args.threads.or(settings.threads).unwrap_or(cores);
-    let jobs = args.jobs.unwrap_or(threads).min(args.trials.max(1));
     let device = super::open_device(args.device.as_deref().or(settings.device.as_deref()), &log)?;
+    // A GPU has one queue: trials side by side would wait for one another, each with its memory taken.
+    let most = if device == Device::cpu() { threads } else { 1 };
+    let jobs = args.jobs.unwrap_or(most).min(args.trials.max(1));
     let source = settings.data.as_deref().map_or(Ok(Source::Digits), Source::parse)?;
     let default = || Path::new("runs").join(format!("{}-tune", source.stem()));
     let out = args.out.clone().or(settings.out.clone()).unwrap_or_else(default);
@@ -247,7 +249,9 @@ impl Objective for Trainee<'_> {
         }
         settings.check_together()?;
         let network = settings.network()?;
-        let (config, record) = for_data(&settings, &network, self.source, &self.data, self.own_test)?;
+        // What the settings cannot do with this data (a batch of more rows than there are) is the trial's own fault.
+        let (config, record) = for_data(&settings, &network, self.source, &self.data, self.own_test)
+            .map_err(|e| if e.kind() == ErrorKind::Data { Error::argument(e.message()) } else { e })?;
         run.train(self.data.clone(), network, config, record, self.device)
     }
 }

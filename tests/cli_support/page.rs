@@ -27,7 +27,7 @@ pub fn check(text: &str) {
     }
     check_text(rest);
     assert!(open.is_empty(), "not closed: {open:?}");
-    for word in ["http:", "https:", "//", "@import", "url(", "javascript:", "NaN"] {
+    for word in ["http:", "https:", "//", "@import", "url(", "javascript:"] {
         // Base64 has slashes.
         let outside: Vec<&str> = text
             .split("data:image/png;base64,")
@@ -59,6 +59,8 @@ fn check_tag(tag: &str) -> (&str, bool) {
         names.push(attribute);
         let (value, behind) = value.split_once('"').unwrap_or_else(|| panic!("<{tag}>"));
         check_text(value);
+        // Of a coordinate.
+        assert!(!value.contains("NaN"), "<{tag}>");
         rest = behind.strip_prefix(' ').unwrap_or(behind);
         assert!(rest.is_empty() || behind.starts_with(' '), "<{tag}>");
     }

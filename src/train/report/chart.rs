@@ -8,7 +8,7 @@ use super::page::escape;
 
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 66.0;
+const LEFT: f64 = 80.0;
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 46.0;
@@ -382,7 +382,7 @@ pub(crate) fn number(v: f64) -> String {
     if v == 0.0 || (v.fract() == 0.0 && v.abs() < 1e9) {
         return format!("{}", v as i64);
     }
-    if !(1e-3..1e6).contains(&v.abs()) {
+    if !(1e-4..1e6).contains(&v.abs()) {
         let text = format!("{v:.3e}");
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
         let digits =
@@ -410,7 +410,9 @@ mod tests {
             (12345.678, "12346"),
             (-1.25, "-1.25"),
             (0.001, "0.001"),
-            (0.00012345, "1.234e-4"),
+            (0.00095, "0.00095"),
+            (0.00012344, "0.0001234"),
+            (0.000012344, "1.234e-5"),
             (1e-7, "1e-7"),
             (2.5e12, "2.5e12"),
             (f64::NAN, "–"),

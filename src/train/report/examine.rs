@@ -105,7 +105,9 @@ pub fn examine(model: &Model, preparation: &Preparation, judge: Judge, part: &Pa
                 (names[truth].clone(), names[answer].clone(), Some(both))
             }
             (Findings::Values { pairs, .. }, ..) => {
-                (super::number(pairs[i].0), super::number(pairs[i].1), None)
+                let (truth, answer) = pairs[i];
+                let off = super::number(answer - truth);
+                (super::number(truth), format!("{} (off by {off})", super::number(answer)), None)
             }
             _ => (String::new(), String::new(), None),
         };

@@ -232,29 +232,55 @@ fn findings(page: &mut Page, examined: &Examined) {
 fn settings(page: &mut Page, file: &ModelFile) {
     page.heading("Settings");
     let mut rows = Vec::new();
-    let mut add = |group: &str, value: Result<toml::Table, toml::ser::Error>| {
-        // What can be saved can be shown; were it not so, the page would lack a few lines.
-        flatten(group, &value.unwrap_or_default(), &mut rows);
-    };
-    add("network", toml::Table::try_from(&file.architecture));
-    add("training", toml::Table::try_from(&file.training));
-    add("data", Ok(file.source.clone()));
+    let architecture = &file.architecture;
+    rows.push(vec!["example".to_owned(), format!("{:?}", architecture.input)]);
+    rows.push(vec!["outputs".to_owned(), architecture.outputs.to_string()]);
+    // What can be saved can be shown; were it not so, the page would lack a few lines.
+    flatten("network", &toml::Table::try_from(&architecture.network).unwrap_or_default(), &mut rows);
+    flatten("training", &toml::Table::try_from(&file.training).unwrap_or_default(), &mut rows);
+    flatten("data", &file.source, &mut rows);
     rows.push(vec!["data.inputs a row".to_owned(), file.preparation.width().to_string()]);
-    rows.push(vec!["data.target".to_owned(), file.preparation.target().name().to_owned()]);
+    if !file.source.contains_key("target") {
+        rows.push(vec!["data.target".to_owned(), file.preparation.target().name().to_owned()]);
+    }
     rows.push(vec!["warpsmith".to_owned(), file.warpsmith.clone()]);
-    rows.dedup_by(|a, b| a[0] == b[0]);
     page.table(&["setting".to_owned(), "value".to_owned()], rows.into_iter());
 }
 
-/// Dotted names and values of all entries.
+/// Dotted names and values of all entries; of a list of tables each is a line.
 fn flatten(prefix: &str, table: &toml::Table, rows: &mut Vec<Vec<String>>) {
     for (key, value) in table {
         let name = format!("{prefix}.{key}");
         match value {
             toml::Value::Table(inner) => flatten(&name, inner, rows),
             toml::Value::String(text) => rows.push(vec![name, text.clone()]),
-            toml::Value::Float(v) => rows.push(vec![name, number(*v)]),
-            other => rows.push(vec![name, other.to_string()]),
+            toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
+                let line =
+                    |(i, item): (usize, &toml::Value)| vec![format!("{name}.{}", i + 1), in_line(item)];
+                rows.extend(items.iter().enumerate().map(line));
+            }
+            other => rows.push(vec![name, in_line(other)]),
         }
+    }
+}
+
+/// A value on one line: `type linear, out_features 256, bias true`.
+fn in_line(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Float(v) => number(*v),
+        toml::Value::Table(table) => {
+            // What a thing is comes first.
+            let (kind, others): (Vec<_>, Vec<_>) = table.iter().partition(|(key, _)| *key == "type");
+            let entry = |(key, value): &(&String, &toml::Value)| match key.as_str() {
+                "type" => in_line(value),
+                key => format!("{key} {}", in_line(value)),
+            };
+            kind.iter().chain(&others).map(entry).collect::<Vec<_>>().join(", ")
+        }
+        toml::Value::Array(items) => {
+            format!("[{}]", items.iter().map(in_line).collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
     }
 }

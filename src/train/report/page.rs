@@ -167,8 +167,9 @@ impl Page {
             self.push(format_args!("<figcaption><b>row {}</b>", example.row));
             match example.probabilities {
                 Some((answered, true_class)) => self.push(format_args!(
-                    "<span>true {truth} (p {})</span><span>answer {answer} (p {})</span>",
+                    "<span>true {truth} (p {})</span><span{}>answer {answer} (p {})</span>",
                     number(true_class),
+                    if truth == answer { "" } else { " class=\"wrong\"" },
                     number(answered)
                 )),
                 None => self.push(format_args!("<span>true {truth}</span><span>answer {answer}</span>")),
