@@ -178,7 +178,7 @@ fn all() -> Vec<Box<dyn Any>> {
 fn recurrent() -> Vec<Box<dyn Any>> {
     let mut all = Vec::new();
     for (steps, batch, hidden, direction) in
-        [(7, 150, 20, Direction::Forward), (2, 9, 300, Direction::Reverse), (5, 70, 33, Direction::Reverse)]
+        [(5, 150, 12, Direction::Forward), (2, 3, 270, Direction::Reverse), (3, 70, 33, Direction::Reverse)]
     {
         let small = |shape: &[usize]| Arg::new(shape, Values::Normal(1.0 / (hidden as f64).sqrt()));
         let (state, weights) = (normal(&[batch, hidden]), |gates: usize| small(&[gates * hidden, hidden]));
