@@ -101,6 +101,11 @@ fn a_described_network_is_trained_saved_used_and_resumed() {
     assert!(place.read("half/state/model.safetensors") == place.read("whole/state/model.safetensors"));
     let evaluated = place.json("eval --model whole --data digits");
     assert!(evaluated["metrics"]["accuracy"].as_f64().unwrap() > 0.5, "{evaluated}");
+    // Classes that the network has no answers for are told, not guessed.
+    let file = place.text("half/model.toml");
+    place.write("half/model.toml", file.replacen("\"8\", ", "", 1));
+    place.fails("info half", 4, &["model.toml"]);
+    place.write("half/model.toml", file);
     // The folder says all: the description is not needed any more.
     std::fs::remove_file(place.path().join("net.toml")).unwrap();
     place.ok("eval --model whole --data digits");
@@ -138,8 +143,14 @@ fn what_a_network_cannot_take_is_told_before_training() {
     place.refuses("train --model lstm:0", 2, &["width 0"]);
     place.write("big.toml", "layers = [{ type = 'conv2d', out_channels = 2, kernel_size = 9 }]");
     place.refuses("train --model big.toml", 4, &["layer 0", "window of 9", "does not fit into 8"]);
-    place.write("typo.toml", "[[layers]]\ntype = 'conv2d'\nout_chanels = 2\nkernel_size = 3\n");
-    place.refuses("train --model typo.toml", 4, &["typo.toml", "layer 0 (conv2d)", "out_chanels"]);
+    place.refuses("info big.toml --input 1x8x8", 4, &["big.toml", "layer 0", "does not fit into 8"]);
+    let typo = "[[layers]]\ntype = 'relu'\n\n[[layers]]\ntype = 'conv2d'\nout_chanels = 2\nkernel_size = 3\n";
+    place.write("typo.toml", typo);
+    place.refuses("train --model typo.toml", 4, &["typo.toml, line 4", "layer 1 (conv2d)", "out_chanels"]);
+    place.write("twice.toml", "head = 'a'\nlayers = [{ type = 'linear', out_features = 2, name = 'a' }]");
+    place.refuses("train --model twice.toml", 4, &["twice.toml", "the head", "\"a\" too"]);
+    place.refuses("info typo.toml", 2, &["--input"]);
+    place.refuses("info cnn", 4, &["--input"]);
     place.write("net.toml", STACK);
     place.refuses("train --model net.toml --dropout 0.5", 2, &["net.toml", "dropout fixed"]);
     // A convolution needs channels; the columns of a table are none.

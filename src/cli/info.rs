@@ -15,7 +15,7 @@ use crate::data::{Input, Task};
 use crate::io::safetensors::{self, Header};
 use crate::train::checkpoint::{self, ModelFile};
 use crate::train::network::SummaryRow;
-use crate::train::{Architecture, Model};
+use crate::train::{Architecture, Model, Network};
 use crate::{Device, Error, Result};
 
 /// Show what a model folder or a .safetensors file holds, after checking that it is whole; or the layers of a network.
@@ -49,6 +49,10 @@ pub(super) fn run(args: InfoArgs) -> Result<()> {
         return network(&args.path.to_string_lossy(), input, args.outputs, args.json);
     }
     // A folder that a save left as DIR.old is found by opening it, so only a file is told apart here.
+    if args.path.is_file() && args.path.extension().is_some_and(|e| e == "toml") {
+        return Err(Error::argument("a network's description has no shape of its own")
+            .with_help("give the shape of an example: --input 1x28x28"));
+    }
     if args.path.is_file() {
         return tensors(&args.path, args.json);
     }
@@ -56,7 +60,13 @@ pub(super) fn run(args: InfoArgs) -> Result<()> {
         let cause = std::io::ErrorKind::NotFound.into();
         return Err(Error::io(&args.path, "open", cause));
     }
-    model(&args.path, args.json)
+    let name = args.path.to_string_lossy();
+    model(&args.path, args.json).map_err(|e| match name.parse::<Network>() {
+        Ok(_) if !args.path.exists() => {
+            e.with_help(format!("to see the layers of a network: info {name} --input 1x28x28"))
+        }
+        _ => e,
+    })
 }
 
 fn tensors(file: &Path, as_json: bool) -> Result<()> {
@@ -98,6 +108,10 @@ fn network(text: &str, input: &Extents, outputs: usize, as_json: bool) -> Result
         return Err(Error::argument("--outputs 0: expected at least 1"));
     }
     let network = Settings { model: Some(text.to_owned()), ..Settings::default() }.network()?;
+    // What is wrong with a described network is a fault of its file.
+    let is_file = Path::new(text).is_file();
+    let at = |e: Error| if is_file { Error::data(Path::new(text), e.message()) } else { e };
+    network.output_shape(&input.0).map_err(at)?;
     let architecture = Architecture { task: Task::Multiclass, input: input.0.clone(), outputs, network };
     let model = Model::new(architecture, 0, Device::cpu())?;
     let parameters = model.arena().numel()?;
@@ -192,6 +206,14 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
             training.optimizer.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
         write!(o, "training   {optimizer}, lr {}, {}", training.lr, training.schedule)?;
         writeln!(o, ", batch {}, seed {}", training.batch, training.seed)?;
+        let more = [
+            ("augment", (!training.augment.is_none()).then(|| training.augment.to_string())),
+            ("sampler", (!training.sampler.is_default()).then(|| "weighted".to_owned())),
+            ("weights", training.class_weights.as_ref().map(ToString::to_string)),
+        ];
+        for (name, value) in more.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            writeln!(o, "{name:10} {value}")?;
+        }
         let (done, of, kept) = (progress.epoch, training.epochs, progress.best_epoch);
         writeln!(o, "epochs     {done} of {of} (kept: {kept}), {} steps", thousands(progress.steps))?;
         let on = file.metrics_on.map_or_else(String::new, |part| format!(" (on the {part} part)"));

@@ -357,12 +357,27 @@ pub(super) fn read_network(file: &Path, activation: Option<Hidden>, dropout: Opt
     let network = Network::from_toml(&text, &name, activation, dropout)
         .map_err(|e| e.context(format!("--model {}", file.display())))?
         .map_err(|e| {
-            toml_error(file, &text, &e).with_help(
+            layer_error(file, &text, &e).with_help(
                 "expected [[layers]] with a type each, or hidden = [256, 128] (activation, dropout)",
             )
         })?;
     network.check().map_err(|e| Error::data(file, e.message()))?;
     Ok(network)
+}
+
+/// As [`toml_error`]; a fault within a layer stands in that layer's line, not where the list begins.
+fn layer_error(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let layer = error.message().strip_prefix("layer ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let start = |index: usize| {
+        let table = DeTable::parse(text).ok()?;
+        Some(table.get_ref().get("layers")?.get_ref().as_array()?.get(index)?.span().start)
+    };
+    match layer.and_then(start) {
+        Some(at) => {
+            Error::data(file, error.message().trim_end()).at(file, Some(line_of(text, at)), None::<String>)
+        }
+        None => toml_error(file, text, error),
+    }
 }
 
 pub(super) fn toml_error(file: &Path, text: &str, error: &toml::de::Error) -> Error {

@@ -125,7 +125,7 @@ impl Augment {
             }
             if self.flip || self.crop > 0 || self.shift > 0 {
                 let within = |word: u32, most: usize| {
-                    (u64::from(word) * (2 * most as u64 + 1) >> 32) as isize - most as isize
+                    ((u64::from(word) * (2 * most as u64 + 1)) >> 32) as isize - most as isize
                 };
                 let moved = Move {
                     flip: self.flip && words[0] >> 31 == 1,
@@ -251,7 +251,7 @@ fn rotate(from: &[f32], [_, height, width]: [usize; 3], angle: f64, into: &mut [
 /// Zeros in a square of `side` around a pixel that `words` pick.
 fn cut_out(row: &mut [f32], [_, height, width]: [usize; 3], side: usize, words: [u32; 2]) {
     let [rows, columns] = [(words[0], height), (words[1], width)].map(|(word, extent)| {
-        let middle = (u64::from(word) * extent as u64 >> 32) as usize;
+        let middle = ((u64::from(word) * extent as u64) >> 32) as usize;
         let first = middle as isize - side as isize / 2;
         first.max(0) as usize..(first + side as isize).min(extent as isize) as usize
     });

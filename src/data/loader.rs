@@ -205,7 +205,7 @@ impl Plan {
                 let other = match self.order {
                     Order::Weighted { .. } => self.groups.draw(&mut Philox::new(pick, 0).sequence(0)),
                     Order::Sequential | Order::Shuffled { .. } => {
-                        (u128::from(pick) * store.rows() as u128 >> 64) as usize
+                        ((u128::from(pick) * store.rows() as u128) >> 64) as usize
                     }
                 };
                 how.read(store, other, (&others, key), &mut spare.row, &mut spare.picture);

@@ -14,7 +14,7 @@ use super::log;
 use super::metrics::Metrics;
 use super::model::{Architecture, Model, from_host, to_host};
 use super::spec::TrainConfig;
-use crate::data::{Position, Preparation};
+use crate::data::{Position, Preparation, Task};
 use crate::io::HostTensor;
 use crate::io::folder::{self, Folder};
 use crate::io::safetensors::{self, SafeTensors};
@@ -251,6 +251,17 @@ impl ModelFile {
         let (inputs, made) = (architecture.width(), file.preparation.width());
         if inputs != made {
             let message = format!("the network has {inputs} inputs but the preparation makes {made}");
+            return Err(Error::data(path, message));
+        }
+        let classes = file.preparation.target().classes().len();
+        let fits = match architecture.task {
+            Task::Multiclass => architecture.outputs == classes,
+            Task::Binary => (architecture.outputs, classes) == (1, 2),
+            Task::Regression => (architecture.outputs, classes) == (1, 0),
+        };
+        if !fits {
+            let (task, outputs) = (architecture.task, architecture.outputs);
+            let message = format!("a network of {outputs} outputs for {classes} classes is no {task} model");
             return Err(Error::data(path, message));
         }
         Ok(file)

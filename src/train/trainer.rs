@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -14,11 +14,13 @@ use super::checkpoint::{self, Checkpoint, FORMAT, Judge, ModelFile, Progress};
 use super::metrics::Metrics;
 use super::model::{Architecture, Model};
 use super::network::Network;
+use super::observe::{EpochReport, Observer, Report};
+use super::place::Place;
 use super::spec::{OptimizerKind, TrainConfig};
 use super::{log, report};
 use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Sampler, Target, Targets};
 use crate::io::HostTensor;
-use crate::io::folder::{self, Folder};
+use crate::io::folder::Folder;
 use crate::nn::Cx;
 use crate::optim::{self, Adam, AdamW, Clip, Optimizer, PlateauState, RmsProp, Sgd};
 use crate::tensor::check_numerics;
@@ -26,181 +28,6 @@ use crate::{Device, Error, ErrorKind, Result, Tensor};
 
 /// The least time between two checkpoints within a run, but for the first and the last.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// The figures of one epoch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EpochReport {
-    /// From 1.
-    pub epoch: u64,
-    /// Finished optimiser steps.
-    pub steps: u64,
-    /// Mean training loss (label smoothing included) over the epoch's rows, each as it was when its batch was trained on.
-    pub train_loss: f64,
-    /// Loss on the validation part, if there is one.
-    pub val_loss: Option<f64>,
-    /// Figures on the validation part.
-    pub val_metrics: Metrics,
-    /// The learning rate of the last step.
-    pub lr: f64,
-    /// Rows trained on a second, in this epoch.
-    pub samples_per_second: f64,
-    /// Whether this epoch is the best so far.
-    pub best: bool,
-}
-
-/// Is told what happens.
-pub trait Observer {
-    /// An optimiser step (from 1) was made, on a batch of this mean loss.
-    fn step(&mut self, step: u64, loss: f64) {
-        let _ = (step, loss);
-    }
-    /// A batch was trained on: batches done and in all, of this epoch (from 1).
-    fn batch(&mut self, epoch: u64, done: usize, of: usize) {
-        let _ = (epoch, done, of);
-    }
-    /// An epoch is over.
-    fn epoch(&mut self, report: &EpochReport) {
-        let _ = report;
-    }
-    /// A checkpoint was written to `dir`.
-    fn saved(&mut self, dir: &Path) {
-        let _ = dir;
-    }
-}
-
-/// Tells nobody.
-pub struct Silent;
-
-impl Observer for Silent {}
-
-/// Tells both.
-impl<A: Observer, B: Observer> Observer for (A, B) {
-    fn step(&mut self, step: u64, loss: f64) {
-        self.0.step(step, loss);
-        self.1.step(step, loss);
-    }
-
-    fn batch(&mut self, epoch: u64, done: usize, of: usize) {
-        self.0.batch(epoch, done, of);
-        self.1.batch(epoch, done, of);
-    }
-
-    fn epoch(&mut self, report: &EpochReport) {
-        self.0.epoch(report);
-        self.1.epoch(report);
-    }
-
-    fn saved(&mut self, dir: &Path) {
-        self.0.saved(dir);
-        self.1.saved(dir);
-    }
-}
-
-/// Tells whoever is there.
-impl<A: Observer> Observer for Option<A> {
-    fn step(&mut self, step: u64, loss: f64) {
-        self.iter_mut().for_each(|observer| observer.step(step, loss));
-    }
-
-    fn batch(&mut self, epoch: u64, done: usize, of: usize) {
-        self.iter_mut().for_each(|observer| observer.batch(epoch, done, of));
-    }
-
-    fn epoch(&mut self, report: &EpochReport) {
-        self.iter_mut().for_each(|observer| observer.epoch(report));
-    }
-
-    fn saved(&mut self, dir: &Path) {
-        self.iter_mut().for_each(|observer| observer.saved(dir));
-    }
-}
-
-/// What a run came to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Report {
-    /// Values trained.
-    pub parameters: usize,
-    /// Finished epochs, of this and earlier runs.
-    pub epochs: u64,
-    /// Finished optimiser steps, of this and earlier runs.
-    pub steps: u64,
-    /// Rows trained on in this run.
-    pub samples: u64,
-    /// Seconds that this run took, evaluation and saving included.
-    pub seconds: f64,
-    /// Seconds from the start of the run to the end of its first step.
-    pub first_step_seconds: Option<f64>,
-    /// Sample-weighted mean loss over the last epoch, label smoothing included.
-    pub train_loss: f64,
-    /// Validation loss after the last epoch.
-    pub val_loss: Option<f64>,
-    /// The epoch whose weights were kept, from 1.
-    pub best_epoch: u64,
-    /// Loss of the kept weights on the test part.
-    pub test_loss: Option<f64>,
-    /// Figures of the kept weights: on the test part if there is one, else on the validation part, else on the training part.
-    pub metrics: Metrics,
-    /// The part that `metrics` are of.
-    pub metrics_on: Judge,
-}
-
-/// Where a run saves. Absolute, as replacing the current directory leaves relative paths pointing nowhere.
-struct Place {
-    /// The folder of the finished model, as it is shown.
-    shown: PathBuf,
-    dir: PathBuf,
-    /// Where checkpoints go when `dir` holds a model that this run does not go on with.
-    partial: Option<PathBuf>,
-    /// Whether what is in `partial` is this run's.
-    owns_partial: bool,
-}
-
-impl Place {
-    /// `resumed` is the folder that the run goes on with.
-    fn new(dir: &Path, resumed: Option<&Folder>) -> Result<Place> {
-        let absolute = std::path::absolute(dir).map_err(|e| Error::io(dir, "find", e))?;
-        // `.` has no name to make another of.
-        let named = if dir.file_name().is_some() { Ok(absolute) } else { absolute.canonicalize() };
-        let named = named.map_err(|e| Error::io(dir, "find", e))?;
-        let shown = if dir.file_name().is_some() { dir.to_owned() } else { named.clone() };
-        let same = |a: &Path| {
-            let read = resumed.and_then(|folder| folder.path().canonicalize().ok());
-            read.is_some() && read == a.canonicalize().ok()
-        };
-        let found = Folder::open(&named);
-        let is_resumed = match &found {
-            Ok(found) => same(found.path()),
-            Err(_) => false,
-        };
-        let is_model = found.is_ok() || named.join(folder::MODEL).exists();
-        let partial = (is_model && !is_resumed).then(|| checkpoint::partial_of(&named));
-        if let Some(partial) = &partial {
-            folder::check_writable(partial)?;
-        }
-        let owns_partial = partial.as_deref().is_some_and(same);
-        Ok(Place { shown, dir: named, partial, owns_partial })
-    }
-
-    /// Where checkpoints go.
-    fn checkpoints(&self) -> &Path {
-        self.partial.as_deref().unwrap_or(&self.dir)
-    }
-
-    /// [`Place::checkpoints`] as it is shown.
-    fn shown_checkpoints(&self) -> PathBuf {
-        if self.partial.is_some() { checkpoint::partial_of(&self.shown) } else { self.shown.clone() }
-    }
-
-    /// The command that goes on from the checkpoint.
-    fn how_to_go_on(&self) -> String {
-        let from = self.shown_checkpoints();
-        let mut command = format!("warpsmith train --resume {}", from.display());
-        if self.partial.is_some() {
-            command += &format!(" --out {}", self.shown.display());
-        }
-        command
-    }
-}
 
 /// A run in progress.
 pub struct Trainer {

@@ -15,7 +15,7 @@ pub use csv::to_csv;
 pub use tensorboard::{EVENTS, TensorBoard};
 
 use super::metrics::Metrics;
-use super::trainer::EpochReport;
+use super::observe::EpochReport;
 use crate::{Error, ErrorKind, Result};
 
 /// One epoch of `metrics.jsonl`.

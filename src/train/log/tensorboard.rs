@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Entry;
-use crate::train::trainer::{EpochReport, Observer};
+use crate::train::{EpochReport, Observer};
 use crate::{Error, Result};
 
 /// The file's name; TensorBoard reads those that contain `tfevents`.

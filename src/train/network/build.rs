@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::layer::{ConvLayer, Layer, LayerKind, PoolLayer, RecurrentLayer, Steps, UpsampleMode};
+use super::layer::{BatchNormLayer, ConvLayer, Layer, LayerKind, RecurrentLayer, Steps, UpsampleMode};
 use super::{Network, output_shape};
 use crate::nn::{self, Activation, ConvOptions, Cx, Module, RecurrentOptions, Residual, Scope, Sequential};
 use crate::ops::{Interpolation, Resize};
@@ -131,22 +131,46 @@ impl Builder {
                 nn::Conv2d::new(scope, channels, c.out_channels, c.kernel_size.0, options(c))?
                     .with_activation(activation),
             ),
-            LayerKind::MaxPool1d(p) => {
-                let (stride, padding) = window(p);
-                Box::new(nn::MaxPool1d::new(p.kernel_size.0).with_stride(stride).with_padding(padding))
+            LayerKind::ConvTranspose2d(c) => {
+                let options = ConvOptions {
+                    stride: c.stride.0,
+                    padding: c.padding.0,
+                    dilation: c.dilation.0,
+                    groups: c.groups,
+                    bias: c.bias,
+                };
+                let layer =
+                    nn::ConvTranspose2d::new(scope, channels, c.out_channels, c.kernel_size.0, options)?;
+                Box::new(layer.with_output_padding(c.output_padding.0).with_activation(activation))
             }
-            LayerKind::MaxPool2d(p) => {
-                let (stride, padding) = window(p);
-                Box::new(nn::MaxPool2d::new(p.kernel_size.0).with_stride(stride).with_padding(padding))
-            }
-            LayerKind::AvgPool1d(p) => {
-                let (stride, padding) = window(p);
-                Box::new(nn::AvgPool1d::new(p.kernel_size.0).with_stride(stride).with_padding(padding))
-            }
-            LayerKind::AvgPool2d(p) => {
-                let (stride, padding) = window(p);
-                Box::new(nn::AvgPool2d::new(p.kernel_size.0).with_stride(stride).with_padding(padding))
-            }
+            LayerKind::MaxPool1d(p) => Box::new(
+                nn::MaxPool1d::new(p.kernel_size.0)
+                    .with_stride(p.stride.unwrap_or(p.kernel_size).0)
+                    .with_padding(p.padding.0)
+                    .with_dilation(p.dilation.0)
+                    .with_ceil_mode(p.ceil_mode),
+            ),
+            LayerKind::MaxPool2d(p) => Box::new(
+                nn::MaxPool2d::new(p.kernel_size.0)
+                    .with_stride(p.stride.unwrap_or(p.kernel_size).0)
+                    .with_padding(p.padding.0)
+                    .with_dilation(p.dilation.0)
+                    .with_ceil_mode(p.ceil_mode),
+            ),
+            LayerKind::AvgPool1d(p) => Box::new(
+                nn::AvgPool1d::new(p.kernel_size.0)
+                    .with_stride(p.stride.unwrap_or(p.kernel_size).0)
+                    .with_padding(p.padding.0)
+                    .with_count_include_pad(p.count_include_pad)
+                    .with_ceil_mode(p.ceil_mode),
+            ),
+            LayerKind::AvgPool2d(p) => Box::new(
+                nn::AvgPool2d::new(p.kernel_size.0)
+                    .with_stride(p.stride.unwrap_or(p.kernel_size).0)
+                    .with_padding(p.padding.0)
+                    .with_count_include_pad(p.count_include_pad)
+                    .with_ceil_mode(p.ceil_mode),
+            ),
             LayerKind::AdaptiveAvgPool1d { output_size } => {
                 Box::new(nn::AdaptiveAvgPool1d::new(output_size.0))
             }
@@ -154,12 +178,19 @@ impl Builder {
                 Box::new(nn::AdaptiveAvgPool2d::new(output_size.0))
             }
             LayerKind::Upsample { scale_factor, mode } => Box::new(upsample(*scale_factor, *mode)),
-            LayerKind::BatchNorm1d {} => Box::new(nn::BatchNorm1d::new(scope, channels)?),
-            LayerKind::BatchNorm2d {} => Box::new(nn::BatchNorm2d::new(scope, channels)?),
-            LayerKind::GroupNorm { num_groups } => {
-                Box::new(nn::GroupNorm::new(scope, *num_groups, channels)?)
+            LayerKind::BatchNorm1d(b) => {
+                Box::new(nn::BatchNorm1d::with_options(scope, channels, statistics(b))?)
             }
-            LayerKind::LayerNorm {} => Box::new(nn::LayerNorm::new(scope, input[input.len() - 1])?),
+            LayerKind::BatchNorm2d(b) => {
+                Box::new(nn::BatchNorm2d::with_options(scope, channels, statistics(b))?)
+            }
+            LayerKind::GroupNorm { num_groups, eps } => {
+                Box::new(nn::GroupNorm::with_eps(scope, *num_groups, channels, *eps)?)
+            }
+            LayerKind::LayerNorm { eps } => {
+                Box::new(nn::LayerNorm::with_eps(scope, input[input.len() - 1], *eps)?)
+            }
+            LayerKind::RmsNorm { eps } => Box::new(nn::RmsNorm::new(scope, input[input.len() - 1], *eps)?),
             LayerKind::Lstm(l) => {
                 Box::new(OfSequence(nn::LSTM::new(scope, input[1], l.hidden_size, recurrence(l))?, l.clone()))
             }
@@ -206,8 +237,13 @@ fn options<const N: usize>(c: &ConvLayer<N>) -> ConvOptions<N> {
     }
 }
 
-fn window<const N: usize>(p: &PoolLayer<N>) -> ([usize; N], [usize; N]) {
-    (p.stride.unwrap_or(p.kernel_size).0, p.padding.0)
+fn statistics(b: &BatchNormLayer) -> nn::BatchNormOptions {
+    nn::BatchNormOptions {
+        eps: b.eps,
+        momentum: Some(b.momentum),
+        affine: b.affine,
+        ..nn::BatchNormOptions::default()
+    }
 }
 
 fn recurrence(l: &RecurrentLayer) -> RecurrentOptions {
@@ -215,8 +251,8 @@ fn recurrence(l: &RecurrentLayer) -> RecurrentOptions {
         num_layers: l.num_layers,
         bidirectional: l.bidirectional,
         dropout: l.dropout,
+        bias: l.bias,
         batch_first: true,
-        ..RecurrentOptions::default()
     }
 }
 

@@ -116,10 +116,38 @@ impl<const N: usize> ConvLayer<N> {
     }
 }
 
-/// The settings of pooling over `N` dimensions.
+/// The settings of a transposed convolution over `[channels, height, width]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PoolLayer<const N: usize> {
+pub struct ConvTransposeLayer {
+    /// Channels that come out.
+    pub out_channels: usize,
+    /// The window.
+    pub kernel_size: Sizes<2>,
+    /// Steps between windows, of the result.
+    #[serde(default = "Sizes::one")]
+    pub stride: Sizes<2>,
+    /// Taken off the result on both sides.
+    #[serde(default = "Sizes::zero")]
+    pub padding: Sizes<2>,
+    /// Added to the result on one side.
+    #[serde(default = "Sizes::zero")]
+    pub output_padding: Sizes<2>,
+    /// Steps between the elements of a window.
+    #[serde(default = "Sizes::one")]
+    pub dilation: Sizes<2>,
+    /// Groups of channels that do not see each other.
+    #[serde(default = "one")]
+    pub groups: usize,
+    /// Whether a bias is added.
+    #[serde(default = "yes")]
+    pub bias: bool,
+}
+
+/// The settings of a maximum over windows in `N` dimensions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaxPoolLayer<const N: usize> {
     /// The window.
     pub kernel_size: Sizes<N>,
     /// Steps between windows; the window's size where nothing is given.
@@ -128,6 +156,66 @@ pub struct PoolLayer<const N: usize> {
     /// Added to both sides; at most half of the window.
     #[serde(default = "Sizes::zero")]
     pub padding: Sizes<N>,
+    /// Steps between the elements of a window.
+    #[serde(default = "Sizes::one")]
+    pub dilation: Sizes<N>,
+    /// Whether a last window may reach over the edge.
+    #[serde(default)]
+    pub ceil_mode: bool,
+}
+
+impl<const N: usize> MaxPoolLayer<N> {
+    /// Windows of this size, side by side.
+    pub fn new(kernel_size: usize) -> MaxPoolLayer<N> {
+        MaxPoolLayer {
+            kernel_size: Sizes([kernel_size; N]),
+            stride: None,
+            padding: Sizes::zero(),
+            dilation: Sizes::one(),
+            ceil_mode: false,
+        }
+    }
+}
+
+/// The settings of a mean over windows in `N` dimensions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AvgPoolLayer<const N: usize> {
+    /// The window.
+    pub kernel_size: Sizes<N>,
+    /// Steps between windows; the window's size where nothing is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<Sizes<N>>,
+    /// Added to both sides; at most half of the window.
+    #[serde(default = "Sizes::zero")]
+    pub padding: Sizes<N>,
+    /// Whether a last window may reach over the edge.
+    #[serde(default)]
+    pub ceil_mode: bool,
+    /// Whether padding counts among what the sum is divided by.
+    #[serde(default = "yes")]
+    pub count_include_pad: bool,
+}
+
+/// The settings of batch normalisation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchNormLayer {
+    /// Added to the variance.
+    #[serde(default = "eps")]
+    pub eps: f64,
+    /// How much a new batch counts in the running statistics.
+    #[serde(default = "momentum")]
+    pub momentum: f64,
+    /// Whether there are a weight and a bias.
+    #[serde(default = "yes")]
+    pub affine: bool,
+}
+
+impl Default for BatchNormLayer {
+    fn default() -> BatchNormLayer {
+        BatchNormLayer { eps: eps(), momentum: momentum(), affine: true }
+    }
 }
 
 /// The settings of a recurrent layer over a sequence `[steps, features]`.
@@ -145,9 +233,26 @@ pub struct RecurrentLayer {
     /// The probability with which training drops a value between two layers.
     #[serde(default)]
     pub dropout: f64,
+    /// Whether there are biases.
+    #[serde(default = "yes")]
+    pub bias: bool,
     /// What comes out.
     #[serde(default)]
     pub output: Steps,
+}
+
+impl RecurrentLayer {
+    /// `num_layers` layers of width `hidden_size` whose last state goes on.
+    pub fn new(hidden_size: usize, num_layers: usize) -> RecurrentLayer {
+        RecurrentLayer {
+            hidden_size,
+            num_layers,
+            bidirectional: false,
+            dropout: 0.0,
+            bias: true,
+            output: Steps::Last,
+        }
+    }
 }
 
 /// Which steps of a recurrent layer come out.
@@ -188,14 +293,16 @@ pub enum LayerKind {
     Conv1d(ConvLayer<1>),
     /// `nn::Conv2d` over `[channels, height, width]`.
     Conv2d(ConvLayer<2>),
+    /// `nn::ConvTranspose2d` over `[channels, height, width]`.
+    ConvTranspose2d(ConvTransposeLayer),
     /// `nn::MaxPool1d`.
-    MaxPool1d(PoolLayer<1>),
+    MaxPool1d(MaxPoolLayer<1>),
     /// `nn::MaxPool2d`.
-    MaxPool2d(PoolLayer<2>),
+    MaxPool2d(MaxPoolLayer<2>),
     /// `nn::AvgPool1d`.
-    AvgPool1d(PoolLayer<1>),
+    AvgPool1d(AvgPoolLayer<1>),
     /// `nn::AvgPool2d`.
-    AvgPool2d(PoolLayer<2>),
+    AvgPool2d(AvgPoolLayer<2>),
     /// `nn::AdaptiveAvgPool1d`.
     AdaptiveAvgPool1d {
         /// The length that comes out.
@@ -215,16 +322,29 @@ pub enum LayerKind {
         mode: UpsampleMode,
     },
     /// `nn::BatchNorm1d`, over `[channels]` or `[channels, length]`.
-    BatchNorm1d {},
+    BatchNorm1d(BatchNormLayer),
     /// `nn::BatchNorm2d`, over `[channels, height, width]`.
-    BatchNorm2d {},
+    BatchNorm2d(BatchNormLayer),
     /// `nn::GroupNorm` over `[channels, ..]`.
     GroupNorm {
         /// Groups of channels that are normalised together.
         num_groups: usize,
+        /// Added to the variance.
+        #[serde(default = "eps")]
+        eps: f64,
     },
     /// `nn::LayerNorm` over the last dimension.
-    LayerNorm {},
+    LayerNorm {
+        /// Added to the variance.
+        #[serde(default = "eps")]
+        eps: f64,
+    },
+    /// `nn::RmsNorm` over the last dimension.
+    RmsNorm {
+        /// Added to the mean square.
+        #[serde(default = "eps")]
+        eps: f64,
+    },
     /// `nn::LSTM` over `[steps, features]`.
     Lstm(RecurrentLayer),
     /// `nn::GRU` over `[steps, features]`.
@@ -268,6 +388,14 @@ pub enum LayerKind {
 
 fn one() -> usize {
     1
+}
+
+fn eps() -> f64 {
+    1e-5
+}
+
+fn momentum() -> f64 {
+    0.1
 }
 
 fn yes() -> bool {
@@ -328,7 +456,8 @@ pub(super) mod list {
         tables.into_iter().enumerate().map(layer).collect()
     }
 
-    fn is_name(text: &str) -> bool {
+    /// Whether parameters' names may start so.
+    pub fn is_name(text: &str) -> bool {
         !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     }
 }
@@ -340,6 +469,7 @@ impl LayerKind {
             LayerKind::Linear { .. } => "linear",
             LayerKind::Conv1d(_) => "conv1d",
             LayerKind::Conv2d(_) => "conv2d",
+            LayerKind::ConvTranspose2d(_) => "conv_transpose2d",
             LayerKind::MaxPool1d(_) => "max_pool1d",
             LayerKind::MaxPool2d(_) => "max_pool2d",
             LayerKind::AvgPool1d(_) => "avg_pool1d",
@@ -347,10 +477,11 @@ impl LayerKind {
             LayerKind::AdaptiveAvgPool1d { .. } => "adaptive_avg_pool1d",
             LayerKind::AdaptiveAvgPool2d { .. } => "adaptive_avg_pool2d",
             LayerKind::Upsample { .. } => "upsample",
-            LayerKind::BatchNorm1d {} => "batch_norm1d",
-            LayerKind::BatchNorm2d {} => "batch_norm2d",
+            LayerKind::BatchNorm1d(_) => "batch_norm1d",
+            LayerKind::BatchNorm2d(_) => "batch_norm2d",
             LayerKind::GroupNorm { .. } => "group_norm",
-            LayerKind::LayerNorm {} => "layer_norm",
+            LayerKind::LayerNorm { .. } => "layer_norm",
+            LayerKind::RmsNorm { .. } => "rms_norm",
             LayerKind::Lstm(_) => "lstm",
             LayerKind::Gru(_) => "gru",
             LayerKind::Rnn(_) => "rnn",
@@ -380,7 +511,13 @@ impl LayerKind {
 
     /// Whether the layer computes an activation behind it in the same pass.
     pub(super) fn can_activate(&self) -> bool {
-        matches!(self, LayerKind::Linear { .. } | LayerKind::Conv1d(_) | LayerKind::Conv2d(_))
+        matches!(
+            self,
+            LayerKind::Linear { .. }
+                | LayerKind::Conv1d(_)
+                | LayerKind::Conv2d(_)
+                | LayerKind::ConvTranspose2d(_)
+        )
     }
 
     /// Whether it may have parameters, so that its name shows.
@@ -415,22 +552,32 @@ impl fmt::Display for LayerKind {
             }
             if c.groups > 1 { write!(f, ", groups {}", c.groups) } else { Ok(()) }
         }
-        fn pool<const N: usize>(f: &mut fmt::Formatter<'_>, p: &PoolLayer<N>) -> fmt::Result {
-            write!(f, " {}", p.kernel_size)?;
-            p.stride.map_or(Ok(()), |stride| write!(f, ", stride {stride}"))?;
-            if p.padding == Sizes([0; N]) { Ok(()) } else { write!(f, ", padding {}", p.padding) }
+        fn pool<const N: usize>(
+            f: &mut fmt::Formatter<'_>,
+            kernel: Sizes<N>,
+            stride: Option<Sizes<N>>,
+            padding: Sizes<N>,
+        ) -> fmt::Result {
+            write!(f, " {kernel}")?;
+            stride.map_or(Ok(()), |stride| write!(f, ", stride {stride}"))?;
+            if padding == Sizes([0; N]) { Ok(()) } else { write!(f, ", padding {padding}") }
         }
         f.write_str(self.type_name())?;
         match self {
             LayerKind::Linear { out_features, .. } => write!(f, " {out_features}"),
             LayerKind::Conv1d(c) => conv(f, c),
             LayerKind::Conv2d(c) => conv(f, c),
-            LayerKind::MaxPool1d(p) | LayerKind::AvgPool1d(p) => pool(f, p),
-            LayerKind::MaxPool2d(p) | LayerKind::AvgPool2d(p) => pool(f, p),
+            LayerKind::ConvTranspose2d(c) => {
+                write!(f, " {}, {}, stride {}", c.out_channels, c.kernel_size, c.stride)
+            }
+            LayerKind::MaxPool1d(p) => pool(f, p.kernel_size, p.stride, p.padding),
+            LayerKind::MaxPool2d(p) => pool(f, p.kernel_size, p.stride, p.padding),
+            LayerKind::AvgPool1d(p) => pool(f, p.kernel_size, p.stride, p.padding),
+            LayerKind::AvgPool2d(p) => pool(f, p.kernel_size, p.stride, p.padding),
             LayerKind::AdaptiveAvgPool1d { output_size } => write!(f, " {output_size}"),
             LayerKind::AdaptiveAvgPool2d { output_size } => write!(f, " {output_size}"),
             LayerKind::Upsample { scale_factor, .. } => write!(f, " {scale_factor}"),
-            LayerKind::GroupNorm { num_groups } => write!(f, " {num_groups}"),
+            LayerKind::GroupNorm { num_groups, .. } => write!(f, " {num_groups}"),
             LayerKind::Lstm(l) | LayerKind::Gru(l) | LayerKind::Rnn(l) => {
                 write!(f, " {}x{}", l.hidden_size, l.num_layers)?;
                 if l.bidirectional { f.write_str(", both directions") } else { Ok(()) }

@@ -37,7 +37,10 @@ use crate::{Error, ErrorKind, Result, Tensor};
 
 pub use build::SummaryRow;
 pub(super) use build::build;
-pub use layer::{ConvLayer, Layer, LayerKind, PoolLayer, RecurrentLayer, Sizes, Steps, UpsampleMode};
+pub use layer::{
+    AvgPoolLayer, BatchNormLayer, ConvLayer, ConvTransposeLayer, Layer, LayerKind, MaxPoolLayer,
+    RecurrentLayer, Sizes, Steps, UpsampleMode,
+};
 pub use named::NAMES;
 pub use shapes::output_shape;
 
@@ -158,33 +161,13 @@ impl Network {
     /// # Errors
     /// Kind `Argument`: a linear layer of width 0, a dropout that is no probability, two layers of one name.
     pub fn check(&self) -> Result<()> {
-        fn check(layers: &[Layer]) -> Result<()> {
-            let mut names = Vec::new();
-            for (i, layer) in layers.iter().enumerate() {
-                let at = |e: Error| e.context(format!("layer {i} ({})", layer.kind.type_name()));
-                let name = layer.name.clone().unwrap_or_else(|| i.to_string());
-                let unnamed = layer.name.is_none() && !layer.kind.has_parameters();
-                if !unnamed && names.contains(&name) {
-                    return Err(at(Error::argument(format!("a layer before it is called {name:?} too"))));
-                }
-                names.push(if unnamed { String::new() } else { name });
-                match &layer.kind {
-                    LayerKind::Linear { out_features: 0, .. } => {
-                        return Err(at(Error::argument("a layer of width 0 passes nothing on")));
-                    }
-                    LayerKind::Dropout { p } if !(0.0..1.0).contains(p) => {
-                        return Err(at(Error::argument(format!("dropout {p} is not in [0, 1)"))));
-                    }
-                    LayerKind::Sequential { layers } => check(layers).map_err(at)?,
-                    LayerKind::Residual { layers, shortcut } => {
-                        check(layers).and_then(|()| check(shortcut)).map_err(at)?;
-                    }
-                    _ => {}
-                }
-            }
-            Ok(())
+        let mut names = Names::default();
+        check(&self.layers, "", &mut names)?;
+        let head = self.head.clone().unwrap_or_else(|| self.layers.len().to_string());
+        if !layer::list::is_name(&head) {
+            return Err(Error::argument(format!("head {head:?}: expected letters, digits and _")));
         }
-        check(&self.layers)
+        names.add(head).map_err(|e| e.context("the head"))
     }
 
     /// The shape that the first layer sees of an example of shape `example`.
@@ -243,7 +226,7 @@ impl Network {
             let mut shape = input.to_vec();
             for layer in layers {
                 let found = match &layer.kind {
-                    LayerKind::BatchNorm1d {} | LayerKind::BatchNorm2d {} => {
+                    LayerKind::BatchNorm1d(_) | LayerKind::BatchNorm2d(_) => {
                         shape.iter().skip(1).product::<usize>() == 1
                     }
                     LayerKind::Sequential { layers } => any(layers, &shape)?,
@@ -266,6 +249,50 @@ impl Network {
     pub(super) fn check_read(&self, example: &[usize]) -> Result<()> {
         let checked = self.check().and_then(|()| self.output_shape(example));
         checked.map(|_| ()).map_err(|e| Error::new(ErrorKind::Data, e.message()))
+    }
+}
+
+/// Checks `layers` by themselves and adds the names that their parameters start with; a position comes behind `positions`.
+fn check(layers: &[Layer], positions: &str, names: &mut Names) -> Result<()> {
+    for (i, layer) in layers.iter().enumerate() {
+        let at = |e: Error| e.context(format!("layer {i} ({})", layer.kind.type_name()));
+        if layer.name.is_some() || layer.kind.has_parameters() {
+            names.add(layer.name.clone().unwrap_or_else(|| format!("{positions}{i}"))).map_err(at)?;
+        }
+        match &layer.kind {
+            LayerKind::Linear { out_features: 0, .. } => {
+                return Err(at(Error::argument("a layer of width 0 passes nothing on")));
+            }
+            LayerKind::Dropout { p } if !(0.0..1.0).contains(p) => {
+                return Err(at(Error::argument(format!("dropout {p} is not in [0, 1)"))));
+            }
+            LayerKind::Sequential { layers } => check(layers, "", &mut Names::default()).map_err(at)?,
+            LayerKind::Residual { layers, shortcut } => {
+                let mut names = Names::default();
+                check(layers, "", &mut names)
+                    .and_then(|()| check(shortcut, "shortcut.", &mut names))
+                    .map_err(at)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Names of layers that stand side by side.
+#[derive(Default)]
+struct Names(Vec<String>);
+
+impl Names {
+    /// Errors where parameters of two layers could be called the same: `shortcut` has those of `shortcut.0` below it.
+    fn add(&mut self, name: String) -> Result<()> {
+        let below =
+            |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        if self.0.iter().any(|other| below(other, &name) || below(&name, other)) {
+            return Err(Error::argument(format!("a layer before it is called {name:?} too")));
+        }
+        self.0.push(name);
+        Ok(())
     }
 }
 

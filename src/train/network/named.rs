@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::layer::{ConvLayer, Layer, LayerKind, PoolLayer, RecurrentLayer, Sizes, Steps};
+use super::layer::{BatchNormLayer, ConvLayer, Layer, LayerKind, MaxPoolLayer, RecurrentLayer, Sizes};
 use super::{InputForm, Network};
 use crate::train::Hidden;
 use crate::{Error, Result};
@@ -79,7 +79,7 @@ fn dropped(p: f64) -> Option<LayerKind> {
 }
 
 fn halved() -> LayerKind {
-    LayerKind::MaxPool2d(PoolLayer { kernel_size: Sizes([2, 2]), stride: None, padding: Sizes([0, 0]) })
+    LayerKind::MaxPool2d(MaxPoolLayer::new(2))
 }
 
 /// Convolutions of 3 x 3, each with its activation and a maximum over 2 x 2, then a hidden layer of 128.
@@ -109,7 +109,7 @@ fn resnet(name: &str, depth: &str, dropout: f64) -> Option<Network> {
         _ => return None,
     };
     let relu = || Layer::from(LayerKind::Relu {});
-    let norm = |name: &str| LayerKind::BatchNorm2d {}.named(name);
+    let norm = |name: &str| LayerKind::BatchNorm2d(BatchNormLayer::default()).named(name);
     let conv = |name: &str, channels: usize, kernel: usize, stride: usize| {
         let layer = ConvLayer {
             stride: Sizes([stride, stride]),
@@ -167,20 +167,20 @@ fn resnet(name: &str, depth: &str, dropout: f64) -> Option<Network> {
     Some(Network { name: name.to_owned(), input: InputForm::Image, head: Some("fc".to_owned()), layers })
 }
 
-/// `lstm:WIDTH` or `lstm:WIDTHxLAYERS`, its last state to the answers.
+/// `lstm:WIDTH` or `lstm:WIDTHxLAYERS`, its last state to the answers; dropout between its layers and behind them.
 fn recurrent(name: &str, kind: &str, sizes: &[usize], dropout: f64) -> Option<Network> {
     let (hidden_size, num_layers) = match *sizes {
         [width] => (width, 1),
         [width, layers] => (width, layers),
         _ => return None,
     };
-    let layer =
-        RecurrentLayer { hidden_size, num_layers, bidirectional: false, dropout, output: Steps::Last };
+    let between = if num_layers > 1 { dropout } else { 0.0 };
+    let layer = RecurrentLayer { dropout: between, ..RecurrentLayer::new(hidden_size, num_layers) };
     let layer = match kind {
         "lstm" => LayerKind::Lstm(layer),
         "gru" => LayerKind::Gru(layer),
         _ => LayerKind::Rnn(layer),
     };
-    let layers = vec![layer.named(kind)];
+    let layers = [layer.named(kind)].into_iter().chain(dropped(dropout).map(Layer::from)).collect();
     Some(Network { name: name.to_owned(), input: InputForm::Sequence, head: Some("fc".to_owned()), layers })
 }

@@ -5,67 +5,133 @@
 
 #![forbid(unsafe_code)]
 
-use super::layer::{ConvLayer, Layer, LayerKind, PoolLayer, Sizes, Steps};
+use super::layer::{
+    AvgPoolLayer, ConvLayer, ConvTransposeLayer, Layer, LayerKind, MaxPoolLayer, Sizes, Steps,
+};
 use crate::{Error, Result};
 
-/// The number of windows along a dimension of `size`. PyTorch's rule, as in `torch.nn.Conv2d`'s documentation.
-fn windows(
-    what: &str,
-    size: usize,
+/// How a window moves along a dimension.
+#[derive(Clone, Copy)]
+struct Moves {
     kernel: usize,
     stride: usize,
     padding: usize,
     dilation: usize,
-) -> Result<usize> {
-    let zero = [("kernel_size", kernel), ("stride", stride), ("dilation", dilation)]
-        .into_iter()
-        .find(|(_, n)| *n == 0);
-    if let Some((name, _)) = zero {
+    ceil: bool,
+}
+
+/// The number of windows along a dimension of `size`. PyTorch's rule, as in the documentation of `torch.nn.MaxPool2d`.
+fn windows(what: &str, size: usize, moves: Moves) -> Result<usize> {
+    let Moves { kernel, stride, padding, dilation, ceil } = moves;
+    let zero = [("kernel_size", kernel), ("stride", stride), ("dilation", dilation)];
+    if let Some((name, _)) = zero.into_iter().find(|(_, n)| *n == 0) {
         return Err(Error::argument(format!("{what}: {name} 0: expected at least 1")));
     }
     let padded = padding.checked_mul(2).and_then(|both| both.checked_add(size));
     let reach = dilation.checked_mul(kernel - 1).and_then(|n| n.checked_add(1));
     match (padded, reach) {
-        (Some(padded), Some(reach)) if reach <= padded => Ok((padded - reach) / stride + 1),
-        _ => {
-            let message = format!(
-                "{what}: a window of {kernel} (dilation {dilation}) does not fit into {size} with {padding} of padding on both sides"
-            );
-            Err(Error::argument(message))
+        (Some(padded), Some(reach)) if reach <= padded => {
+            let room = padded - reach;
+            let count = if ceil { room.div_ceil(stride) } else { room / stride } + 1;
+            // A window that starts behind the picture and its left padding is none.
+            Ok(if ceil && (count - 1) * stride >= size + padding { count - 1 } else { count })
         }
+        _ => Err(Error::argument(format!(
+            "{what}: a window of {kernel} (dilation {dilation}) does not fit into {size} with {padding} of padding \
+             on both sides"
+        ))),
     }
 }
 
-fn pooled<const N: usize>(what: &str, input: &[usize], pool: &PoolLayer<N>) -> Result<Vec<usize>> {
-    let (kernel, stride) = (pool.kernel_size, pool.stride.unwrap_or(pool.kernel_size));
+/// `moves` tells how the window moves along dimension `i`.
+fn pooled<const N: usize>(what: &str, input: &[usize], moves: impl Fn(usize) -> Moves) -> Result<Vec<usize>> {
     let mut shape = ranked(what, input, N + 1)?.to_vec();
     for i in 0..N {
-        if pool.padding.0[i] > kernel.0[i] / 2 {
-            let (padding, kernel) = (pool.padding.0[i], kernel.0[i]);
+        let moves = moves(i);
+        if moves.padding > moves.kernel / 2 {
+            let Moves { padding, kernel, .. } = moves;
             let message = format!("{what}: padding {padding} is more than half of the window {kernel}");
             return Err(Error::argument(message));
         }
-        shape[1 + i] = windows(what, shape[1 + i], kernel.0[i], stride.0[i], pool.padding.0[i], 1)?;
+        shape[1 + i] = windows(what, shape[1 + i], moves)?;
+    }
+    Ok(shape)
+}
+
+fn max_pooled<const N: usize>(what: &str, input: &[usize], p: &MaxPoolLayer<N>) -> Result<Vec<usize>> {
+    let stride = p.stride.unwrap_or(p.kernel_size);
+    pooled::<N>(what, input, |i| Moves {
+        kernel: p.kernel_size.0[i],
+        stride: stride.0[i],
+        padding: p.padding.0[i],
+        dilation: p.dilation.0[i],
+        ceil: p.ceil_mode,
+    })
+}
+
+fn avg_pooled<const N: usize>(what: &str, input: &[usize], p: &AvgPoolLayer<N>) -> Result<Vec<usize>> {
+    let stride = p.stride.unwrap_or(p.kernel_size);
+    pooled::<N>(what, input, |i| Moves {
+        kernel: p.kernel_size.0[i],
+        stride: stride.0[i],
+        padding: p.padding.0[i],
+        dilation: 1,
+        ceil: p.ceil_mode,
+    })
+}
+
+/// Errors unless the channels can be divided into the groups.
+fn grouped(what: &str, from: usize, to: usize, groups: usize) -> Result<()> {
+    if to > 0 && groups > 0 && from.is_multiple_of(groups) && to.is_multiple_of(groups) {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{what}: {from} channels to {to} cannot be divided into {groups} groups")))
+}
+
+fn spread(input: &[usize], c: &ConvTransposeLayer) -> Result<Vec<usize>> {
+    let what = "conv_transpose2d";
+    let mut shape = ranked(what, input, 3)?.to_vec();
+    grouped(what, shape[0], c.out_channels, c.groups)?;
+    shape[0] = c.out_channels;
+    for i in 0..2 {
+        let (kernel, stride, dilation) = (c.kernel_size.0[i], c.stride.0[i], c.dilation.0[i]);
+        let (padding, extra, size) = (c.padding.0[i], c.output_padding.0[i], shape[1 + i]);
+        for (name, n) in [("kernel_size", kernel), ("stride", stride), ("dilation", dilation)] {
+            at_least_one(what, name, n)?;
+        }
+        if extra >= stride.max(dilation) {
+            let message = format!("{what}: output_padding {extra} is not below the stride or the dilation");
+            return Err(Error::argument(message));
+        }
+        let reach = (kernel - 1).checked_mul(dilation);
+        let grown = size
+            .saturating_sub(1)
+            .checked_mul(stride)
+            .and_then(|n| n.checked_add(reach?)?.checked_add(extra + 1));
+        let taken = padding.checked_mul(2);
+        let left = grown.zip(taken).and_then(|(grown, taken)| grown.checked_sub(taken)).filter(|&n| n > 0);
+        shape[1 + i] = left.ok_or_else(|| {
+            Error::argument(format!(
+                "{what}: {size} and a window of {kernel} leave nothing behind {padding} of padding"
+            ))
+        })?;
     }
     Ok(shape)
 }
 
 fn convolved<const N: usize>(what: &str, input: &[usize], conv: &ConvLayer<N>) -> Result<Vec<usize>> {
     let mut shape = ranked(what, input, N + 1)?.to_vec();
-    let groups = conv.groups;
-    if conv.out_channels == 0
-        || groups == 0
-        || !shape[0].is_multiple_of(groups)
-        || !conv.out_channels.is_multiple_of(groups)
-    {
-        let (from, to) = (shape[0], conv.out_channels);
-        let message = format!("{what}: {from} channels to {to} cannot be divided into {groups} groups");
-        return Err(Error::argument(message));
-    }
+    grouped(what, shape[0], conv.out_channels, conv.groups)?;
     shape[0] = conv.out_channels;
     for i in 0..N {
-        let (k, s) = (conv.kernel_size.0[i], conv.stride.0[i]);
-        shape[1 + i] = windows(what, shape[1 + i], k, s, conv.padding.0[i], conv.dilation.0[i])?;
+        let moves = Moves {
+            kernel: conv.kernel_size.0[i],
+            stride: conv.stride.0[i],
+            padding: conv.padding.0[i],
+            dilation: conv.dilation.0[i],
+            ceil: false,
+        };
+        shape[1 + i] = windows(what, shape[1 + i], moves)?;
     }
     Ok(shape)
 }
@@ -110,8 +176,11 @@ impl LayerKind {
             }
             LayerKind::Conv1d(conv) => convolved(what, input, conv)?,
             LayerKind::Conv2d(conv) => convolved(what, input, conv)?,
-            LayerKind::MaxPool1d(pool) | LayerKind::AvgPool1d(pool) => pooled(what, input, pool)?,
-            LayerKind::MaxPool2d(pool) | LayerKind::AvgPool2d(pool) => pooled(what, input, pool)?,
+            LayerKind::ConvTranspose2d(conv) => spread(input, conv)?,
+            LayerKind::MaxPool1d(pool) => max_pooled(what, input, pool)?,
+            LayerKind::MaxPool2d(pool) => max_pooled(what, input, pool)?,
+            LayerKind::AvgPool1d(pool) => avg_pooled(what, input, pool)?,
+            LayerKind::AvgPool2d(pool) => avg_pooled(what, input, pool)?,
             LayerKind::AdaptiveAvgPool1d { output_size: Sizes([length]) } => {
                 let channels = ranked(what, input, 2)?[0];
                 vec![channels, at_least_one(what, "output_size", *length)?]
@@ -126,10 +195,10 @@ impl LayerKind {
                 let shape = ranked(what, input, 3)?;
                 vec![shape[0], shape[1].saturating_mul(factor), shape[2].saturating_mul(factor)]
             }
-            LayerKind::BatchNorm1d {} if input.len() == 1 => input.to_vec(),
-            LayerKind::BatchNorm1d {} => ranked(what, input, 2)?.to_vec(),
-            LayerKind::BatchNorm2d {} => ranked(what, input, 3)?.to_vec(),
-            LayerKind::GroupNorm { num_groups } => {
+            LayerKind::BatchNorm1d(_) if input.len() == 1 => input.to_vec(),
+            LayerKind::BatchNorm1d(_) => ranked(what, input, 2)?.to_vec(),
+            LayerKind::BatchNorm2d(_) => ranked(what, input, 3)?.to_vec(),
+            LayerKind::GroupNorm { num_groups, .. } => {
                 let channels = *input.first().unwrap_or(&0);
                 if *num_groups == 0 || channels == 0 || !channels.is_multiple_of(*num_groups) {
                     let message =
@@ -146,6 +215,10 @@ impl LayerKind {
                 };
                 at_least_one(what, "num_layers", layer.num_layers)?;
                 is_probability(what, layer.dropout)?;
+                if layer.num_layers == 1 && layer.dropout > 0.0 {
+                    let message = format!("{what}: dropout acts between layers, and there is one");
+                    return Err(Error::argument(message).with_help("put a dropout layer behind it"));
+                }
                 let directions = if layer.bidirectional { 2 } else { 1 };
                 let width = at_least_one(what, "hidden_size", layer.hidden_size)?.saturating_mul(directions);
                 match layer.output {
@@ -158,7 +231,11 @@ impl LayerKind {
                 input.to_vec()
             }
             LayerKind::Flatten {} => vec![numel(what, input)?],
-            LayerKind::LayerNorm {}
+            LayerKind::LayerNorm { .. } | LayerKind::RmsNorm { .. } if input.is_empty() => {
+                return Err(ranked(what, input, 1).unwrap_err());
+            }
+            LayerKind::LayerNorm { .. }
+            | LayerKind::RmsNorm { .. }
             | LayerKind::Relu {}
             | LayerKind::Gelu {}
             | LayerKind::Silu {}
@@ -192,6 +269,13 @@ impl LayerKind {
                 let [height, width] = c.kernel_size.0;
                 (channels / c.groups.max(1))
                     .checked_mul(c.out_channels)?
+                    .checked_mul(height)?
+                    .checked_mul(width)
+            }
+            LayerKind::ConvTranspose2d(c) => {
+                let [height, width] = c.kernel_size.0;
+                (c.out_channels / c.groups.max(1))
+                    .checked_mul(channels)?
                     .checked_mul(height)?
                     .checked_mul(width)
             }

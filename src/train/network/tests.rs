@@ -71,30 +71,38 @@ fn names_come_back() {
 #[test]
 fn every_kind_is_called_in_toml_as_in_messages() {
     let conv = || ConvLayer::new(1, 1);
-    let pool = || PoolLayer { kernel_size: Sizes([1, 1]), stride: None, padding: Sizes([0, 0]) };
-    let pool1 = || PoolLayer { kernel_size: Sizes([1]), stride: None, padding: Sizes([0]) };
-    let recurrent = || RecurrentLayer {
-        hidden_size: 1,
-        num_layers: 1,
-        bidirectional: false,
-        dropout: 0.0,
-        output: Steps::Last,
+    let transpose = || ConvTransposeLayer {
+        out_channels: 1,
+        kernel_size: Sizes([1, 1]),
+        stride: Sizes([1, 1]),
+        padding: Sizes([0, 0]),
+        output_padding: Sizes([0, 0]),
+        dilation: Sizes([1, 1]),
+        groups: 1,
+        bias: true,
     };
+    fn average<const N: usize>() -> AvgPoolLayer<N> {
+        let (kernel_size, padding) = (Sizes([1; N]), Sizes([0; N]));
+        AvgPoolLayer { kernel_size, stride: None, padding, ceil_mode: false, count_include_pad: true }
+    }
+    let recurrent = || RecurrentLayer::new(1, 1);
     let kinds = [
         LayerKind::Linear { out_features: 1, bias: true },
         LayerKind::Conv1d(ConvLayer::new(1, 1)),
         LayerKind::Conv2d(conv()),
-        LayerKind::MaxPool1d(pool1()),
-        LayerKind::MaxPool2d(pool()),
-        LayerKind::AvgPool1d(pool1()),
-        LayerKind::AvgPool2d(pool()),
+        LayerKind::ConvTranspose2d(transpose()),
+        LayerKind::MaxPool1d(MaxPoolLayer::new(1)),
+        LayerKind::MaxPool2d(MaxPoolLayer::new(1)),
+        LayerKind::AvgPool1d(average()),
+        LayerKind::AvgPool2d(average()),
         LayerKind::AdaptiveAvgPool1d { output_size: Sizes([1]) },
         LayerKind::AdaptiveAvgPool2d { output_size: Sizes([1, 1]) },
         LayerKind::Upsample { scale_factor: 2, mode: UpsampleMode::Bilinear },
-        LayerKind::BatchNorm1d {},
-        LayerKind::BatchNorm2d {},
-        LayerKind::GroupNorm { num_groups: 1 },
-        LayerKind::LayerNorm {},
+        LayerKind::BatchNorm1d(BatchNormLayer::default()),
+        LayerKind::BatchNorm2d(BatchNormLayer::default()),
+        LayerKind::GroupNorm { num_groups: 1, eps: 1e-5 },
+        LayerKind::LayerNorm { eps: 1e-5 },
+        LayerKind::RmsNorm { eps: 1e-5 },
         LayerKind::Lstm(recurrent()),
         LayerKind::Gru(recurrent()),
         LayerKind::Rnn(recurrent()),
@@ -235,6 +243,29 @@ fn a_stack_is_described_layer_by_layer() {
 }
 
 #[test]
+fn every_setting_reaches_its_layer() {
+    let text = r#"
+layers = [
+    { type = "conv_transpose2d", out_channels = 4, kernel_size = 3, stride = 2, padding = 1, output_padding = 1, groups = 2, bias = false },
+    { type = "max_pool2d", kernel_size = 3, stride = 2, dilation = 2, ceil_mode = true },
+    { type = "avg_pool2d", kernel_size = 2, stride = 1, padding = 1, ceil_mode = true, count_include_pad = false },
+    { type = "batch_norm2d", eps = 0.01, momentum = 0.5, affine = false },
+    { type = "flatten" },
+    { type = "rms_norm", eps = 1e-3 },
+]
+"#;
+    let network = Network::from_toml(text, "mine", None, None).unwrap().unwrap();
+    // 5 x 6 to 10 x 12; windows that reach over 5 and the edge: 4 x 5; then one more each.
+    assert_eq!(network.output_shape(&[2, 5, 6]).unwrap(), [4 * 5 * 6]);
+    let (shape, params) = built(&network, &[2, 5, 6], 3);
+    assert_eq!(shape, [2, 3]);
+    assert_eq!(names(&params), ["0.weight", "5.weight", "6.weight", "6.bias"]);
+    let recurrent = "layers = [{ type = 'gru', hidden_size = 3, num_layers = 2, bias = false, bidirectional = true, dropout = 0.1 }]";
+    let network = Network::from_toml(recurrent, "mine", None, None).unwrap().unwrap();
+    assert_eq!(built(&network, &[5, 4], 2).1.len(), 2 * 2 * 2 + 2);
+}
+
+#[test]
 fn faults_name_the_layer() {
     for (text, part) in [
         ("layers = [{ type = 'conv9' }]", "layer 0 (conv9): unknown variant"),
@@ -296,6 +327,18 @@ fn faults_name_the_layer() {
     );
     let twice = "layers = [{ type = 'linear', out_features = 3, name = 'a' }, { type = 'linear', out_features = 3, name = 'a' }]";
     refused(twice, &[3], "called \"a\" too");
+    let head = "head = 'a'\nlayers = [{ type = 'linear', out_features = 3, name = 'a' }]";
+    refused(head, &[3], "the head: a layer before it is called \"a\" too");
+    refused("head = 'a.b/..'\nlayers = []", &[3], "letters, digits and _");
+    let block = "layers = [{ type = 'residual', layers = [{ type = 'linear', out_features = 3, name = 'shortcut' }], \
+                 shortcut = [{ type = 'linear', out_features = 3 }] }]";
+    refused(block, &[3], "\"shortcut.0\" too");
+    refused("layers = [{ type = 'lstm', hidden_size = 3, dropout = 0.5 }]", &[4, 4], "there is one");
+    let lost = "layers = [{ type = 'conv_transpose2d', out_channels = 3, kernel_size = 1, padding = 2 }]";
+    refused(lost, &[1, 4, 4], "leave nothing");
+    let more =
+        "layers = [{ type = 'conv_transpose2d', out_channels = 3, kernel_size = 1, output_padding = 1 }]";
+    refused(more, &[1, 4, 4], "output_padding 1");
     let long = format!("layers = [{{ type = 'linear', out_features = {} }}]", i64::MAX);
     let network = Network::from_toml(&long, "mine", None, None).unwrap().unwrap();
     let arena = Arena::new(DType::F32, Device::cpu()).unwrap();

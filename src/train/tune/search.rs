@@ -18,8 +18,8 @@ use crate::io::write_atomically;
 use crate::train::checkpoint;
 use crate::train::network::Network;
 use crate::train::spec::TrainConfig;
-use crate::train::trainer::{Silent, Trainer};
 use crate::train::{Metrics, report};
+use crate::train::{Silent, Trainer};
 use crate::{Device, Error, ErrorKind, Result};
 
 const PLAN: &str = "search.toml";
