@@ -116,7 +116,29 @@ pub(in crate::ops) fn moments<A: Real>(sets: Sets, x: &[A]) -> Result<(Vec<A>, V
         return Ok((nothing.clone(), nothing));
     }
     let (length, size) = (A::of(sets.length as f64), A::of(sets.size() as f64));
-    let (totals, squares) = of_segments(
+    // Where a segment is one element, the elements are the totals.
+    let parts = if sets.length == 1 { None } else { Some(totals_and_squares(sets, x)?) };
+    let totals = match &parts {
+        Some((totals, _)) => sets.view::<A>(totals),
+        None => View::of(x, sets.shape()),
+    };
+    let plan = sets.axes().plan(&totals);
+    let mean = sums::<A>(sets.axes(), &totals)?;
+    let mean: Vec<A> = mean.typed::<A>().iter().map(|&sum| sum / size).collect();
+    let apart = SumOf(|total: A, mean: A| (total / length - mean) * (total / length - mean));
+    let between = folded::<A, _>(&plan, &apart, &totals, &mean)?;
+    let mut variance: Vec<A> = between.typed::<A>().iter().map(|&between| between * length / size).collect();
+    if let Some((_, squares)) = &parts {
+        let within = sums::<A>(sets.axes(), &sets.view::<A>(squares))?;
+        variance.iter_mut().zip(within.typed::<A>()).for_each(|(v, &within)| *v += within / size);
+    }
+    Ok((mean, variance))
+}
+
+/// The total of each segment and the squares about its mean.
+fn totals_and_squares<A: Real>(sets: Sets, x: &[A]) -> Result<(Block, Block)> {
+    let length = A::of(sets.length as f64);
+    of_segments(
         sets,
         [x],
         #[inline(always)]
@@ -125,16 +147,7 @@ pub(in crate::ops) fn moments<A: Real>(sets: Sets, x: &[A]) -> Result<(Vec<A>, V
             let mean = total / length;
             (total, sum_slices([x], |[x]| (x - mean) * (x - mean)))
         },
-    )?;
-    let plan = sets.axes().plan(&sets.view::<A>(&totals));
-    let mean = sums::<A>(sets.axes(), &sets.view::<A>(&totals))?;
-    let mean: Vec<A> = mean.typed::<A>().iter().map(|&sum| sum / size).collect();
-    let apart = SumOf(|total: A, mean: A| (total / length - mean) * (total / length - mean));
-    let between = folded::<A, _>(&plan, &apart, &sets.view::<A>(&totals), &mean)?;
-    let within = sums::<A>(sets.axes(), &sets.view::<A>(&squares))?;
-    let both = between.typed::<A>().iter().zip(within.typed::<A>());
-    let variance = both.map(|(&between, &within)| (between * length + within) / size).collect();
-    Ok((mean, variance))
+    )
 }
 
 /// 1 / √(variance + eps).
@@ -229,6 +242,21 @@ pub(in crate::ops) struct Segments {
 
 impl Segments {
     pub fn new<A: Real>(sets: Sets, tape: &Tape<'_, A>) -> Result<Segments> {
+        if sets.length == 1 {
+            let bytes = size_of_val(tape.dy);
+            let (mut dy, mut products) = (Block::new(bytes)?, Block::new(bytes)?);
+            dy.typed_mut::<A>().copy_from_slice(tape.dy);
+            let (means, rstds) = (sets.by_channel(|s| tape.mean[s]), sets.by_channel(|s| tape.rstd[s]));
+            elementwise(
+                sets,
+                [tape.x, tape.dy],
+                [&means, &rstds],
+                (products.typed_mut(), false),
+                #[inline(always)]
+                |[x, dy], [mean, rstd]| dy * (x - mean) * rstd,
+            );
+            return Ok(Segments { dy, products });
+        }
         let (dy, products) = of_segments(
             sets,
             [tape.x, tape.dy],

@@ -143,7 +143,8 @@ fn forward<A: Real>(
 /// Windows that [`row_of_squares`] takes at a time.
 const LANES: usize = 8;
 
-/// Row `o` of windows of 2 by 2 side by side.
+/// Row `o` of windows of 2 by 2 side by side. Elements go to arrays first, one for each place in a window: only so does the
+/// compiler choose among them without branches.
 #[inline(always)]
 fn row_of_squares<A: Real>(x: &[A], width: usize, o: usize, y: &mut [A], index: &mut [i32]) {
     let n = y.len();
@@ -156,23 +157,23 @@ fn row_of_squares<A: Real>(x: &[A], width: usize, o: usize, y: &mut [A], index: 
         let bottom: &[A; 2 * LANES] = bottom[2 * at..][..2 * LANES].try_into().expect("as long as that");
         let y: &mut [A; LANES] = (&mut y[at..][..LANES]).try_into().expect("as long as that");
         let index: &mut [i32; LANES] = (&mut index[at..][..LANES]).try_into().expect("as long as that");
-        let (first, width) = ((2 * o * width + 2 * at) as i32, width as i32);
+        let (mut a, mut b, mut c, mut d) =
+            ([A::ZERO; LANES], [A::ZERO; LANES], [A::ZERO; LANES], [A::ZERO; LANES]);
+        let mut places = [0; LANES];
         for i in 0..LANES {
-            let place = first + 2 * i as i32;
-            let (mut best, mut chosen) = (top[2 * i], place);
-            for (v, place) in [
-                (top[2 * i + 1], place + 1),
-                (bottom[2 * i], place + width),
-                (bottom[2 * i + 1], place + width + 1),
-            ] {
-                // As PyTorch chooses: a NaN replaces everything.
-                let better = (v > best) | v.is_nan();
-                best = if better { v } else { best };
-                chosen = if better { place } else { chosen };
-            }
-            y[i] = best;
-            index[i] = chosen;
+            (a[i], b[i], c[i], d[i]) = (top[2 * i], top[2 * i + 1], bottom[2 * i], bottom[2 * i + 1]);
+            places[i] = (2 * o * width + 2 * (at + i)) as i32;
         }
+        let (mut best, mut chosen, width) = (a, places, width as i32);
+        for (v, by) in [(b, 1), (c, width), (d, width + 1)] {
+            for i in 0..LANES {
+                // As PyTorch chooses: a NaN replaces everything.
+                let better = (v[i] > best[i]) | v[i].is_nan();
+                best[i] = if better { v[i] } else { best[i] };
+                chosen[i] = if better { places[i] + by } else { chosen[i] };
+            }
+        }
+        (*y, *index) = (best, chosen);
         at += LANES;
     }
 }

@@ -45,11 +45,9 @@ fn statistics(x: &[Dd], eps: f64, dtype: DType) -> Statistics {
     let rstd = Dd::ONE / (variance + dd(eps)).sqrt();
     // How far the rounding of mean and differences moves the variance, and that of the root relative to it.
     let off = Dd::ONE + deviation * size * rstd * rstd;
-    Statistics {
-        mean: (mean, size),
-        variance: (variance, variance + deviation * size),
-        rstd: (rstd, rstd * off),
-    }
+    // The rounding of the mean, squared, is there even where all are equal.
+    let spread = variance + deviation * size + size * size * dd(16.0 * dtype.unit_roundoff());
+    Statistics { mean: (mean, size), variance: (variance, spread), rstd: (rstd, rstd * off) }
 }
 
 fn parameter(v: Option<&Value>, i: usize, other: Dd) -> Dd {
