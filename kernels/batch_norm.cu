@@ -109,7 +109,8 @@ KERNEL(segment_products, types(T: f32, bf16, f16), ints(LANES: 1, 32), in(T, x, 
     const f32 product = segment_sum<LANES>(length, lane, [&](u32 j) { return to_f32(given[j]) * (to_f32(from[j]) - centre); });
     if (lane != 0) return;
     dys[q] = total;
-    products[q] = product * reciprocal(variance[set], eps);
+    // Statistics over nothing are NaN; a sum over nothing is 0.
+    products[q] = length ? product * reciprocal(variance[set], eps) : 0.0f;
 }
 
 // The averages of dy · weight and dy · weight · x̂ over each set, one block a set.

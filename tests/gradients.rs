@@ -25,6 +25,7 @@ const NO_GRADIENT: &[(&str, &str)] = &[
     ("le", "comparisons are steps"),
     ("gt", "comparisons are steps"),
     ("ge", "comparisons are steps"),
+    ("running_stats", "running statistics are no function that is trained through"),
 ];
 
 /// Above this many elements over all inputs a full Jacobian takes too long for what it would add.

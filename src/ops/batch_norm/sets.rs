@@ -262,6 +262,10 @@ impl Segments {
             [tape.x, tape.dy],
             #[inline(always)]
             |[x, dy], q| {
+                if dy.is_empty() {
+                    // Statistics over nothing are NaN; a sum over nothing is 0.
+                    return (A::ZERO, A::ZERO);
+                }
                 let (mean, rstd) = (tape.mean[sets.set_of(q)], tape.rstd[sets.set_of(q)]);
                 (sum_slices([dy], |[dy]| dy), sum_slices([x, dy], |[x, dy]| dy * (x - mean)) * rstd)
             },
