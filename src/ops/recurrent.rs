@@ -185,7 +185,7 @@ fn expect(op: &'static str, what: &str, found: &Meta, expected: Shape) -> Result
 
 /// `[batch, n · hidden]` and `[batch, hidden]` of a cell op's first input, `gates` times as wide as the state.
 fn cell_shape(op: &'static str, gates: usize, x: &Meta) -> Result<Shape> {
-    if x.shape.rank() != 2 || x.shape[1] % gates != 0 {
+    if x.shape.rank() != 2 || !x.shape[1].is_multiple_of(gates) {
         let message = format!("the projected input is {}, expected [batch, {gates} · hidden]", x.shape);
         return Err(Error::shape(op, message));
     }

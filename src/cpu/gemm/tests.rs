@@ -282,6 +282,21 @@ fn a_row_has_the_same_bits_in_every_batch() {
 }
 
 #[test]
+fn a_factor_packed_once_gives_the_bits_of_the_product() {
+    for [m, k, n] in [[1, 5, 3], [8, 300, 100], [13, 513, 49], [67, 128, 512], [3, 0, 4], [2, 7, 0]] {
+        let a = Owned::<f32>::new([m, k], Layout::Rows, value);
+        let b = Owned::<f32>::new([k, n], Layout::Columns, |i| value(i + 77));
+        let old: Vec<f32> = (0..m * n).map(|i| value(i + 5) as f32).collect();
+        let (mut want, mut got) = (old.clone(), old);
+        let epilogue = Epilogue::default();
+        gemm(a.view(), b.view(), MatMut::new(&mut want, m, n, n), Accumulate::Add, epilogue);
+        let packed = PackedFactor::new(b.view()).unwrap();
+        packed.add_product(&a.data, &mut MatMut::new(&mut got, m, n, n));
+        assert_eq!(bits(&got), bits(&want), "{m} × {k} × {n}");
+    }
+}
+
+#[test]
 fn integers_are_exact() {
     // Sums stay below 2²⁴, and below 2⁸ or 2¹¹ for the types that hold no more.
     fn check<T: Float>([m, k, n]: [usize; 3], limit: usize) {

@@ -163,7 +163,10 @@ fn lstm(pass: &Pass, xw: &Value, h0: Option<&Value>, c0: &Value, from: &Recurren
             row[2][t] = c.clone();
         }
         let [y, g, s] = row;
-        (ys.push(y), gates.push(g), cells.push(s), last.push(c));
+        ys.push(y);
+        gates.push(g);
+        cells.push(s);
+        last.push(c);
     }
     vec![pass.gather(n, &ys), pass.states(last), pass.gather(4 * n, &gates), pass.gather(n, &cells)]
 }
@@ -210,7 +213,9 @@ fn lstm_backward(pass: &Pass, tape: &LstmTape<'_>) -> Vec<Expected> {
             }
             row[t] = ds;
         }
-        (sums.push(row), dh0.push(dh), dc0.push(dc));
+        sums.push(row);
+        dh0.push(dh);
+        dc0.push(dc);
     }
     let sums = pass.gather(4 * n, &sums);
     match tape.weights {
@@ -246,7 +251,8 @@ fn gru(pass: &Pass, xw: &Value, h0: &Value, from: &Recurrent<'_>) -> Vec<Expecte
             y[t] = next;
             all[t] = [r, z, new, bn].concat();
         }
-        (ys.push(y), kept.push(all));
+        ys.push(y);
+        kept.push(all);
     }
     vec![pass.gather(n, &ys), pass.gather(4 * n, &kept)]
 }
@@ -292,7 +298,9 @@ fn gru_backward(
             }
             (gx[t], gh[t]) = (dx, ds);
         }
-        (from_x.push(gx), from_h.push(gh), dh0.push(dh));
+        from_x.push(gx);
+        from_h.push(gh);
+        dh0.push(dh);
     }
     vec![pass.gather(3 * n, &from_x), pass.gather(3 * n, &from_h), pass.states(dh0)]
 }
@@ -348,7 +356,8 @@ fn rnn_backward(pass: &Pass, activation: Activation, [dy, w, y]: [&Value; 3]) ->
             dh = through(pass, w, &ds);
             row[t] = ds;
         }
-        (sums.push(row), dh0.push(dh));
+        sums.push(row);
+        dh0.push(dh);
     }
     vec![pass.gather(n, &sums), pass.states(dh0)]
 }
