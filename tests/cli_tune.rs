@@ -217,6 +217,38 @@ fn bad_searches_are_refused_by_file_key_and_line() {
     place.refuses("tune --config s.toml --trials 2", 2, &["validation part"]);
 }
 
+/// A damaged list of trials is an error with file and line, whatever numbers it has.
+#[test]
+fn hostile_lists_of_trials_are_refused_by_line() {
+    let place = Place::new("tune-hostile");
+    place.write("fruit.csv", fruit(60));
+    place.write(
+        "s.toml",
+        "data = 'fruit.csv'\nepochs = 1\nmodel = 'mlp:4'\n[search]\nlr = { log = [1e-3, 1e-1] }\n",
+    );
+    let tune = "tune --config s.toml --trials 2 --jobs 1 --out o";
+    place.ok(tune);
+    let text = place.text("o/trials.jsonl");
+    for (old, new, words) in [
+        ("\"trial\":1,", "\"trial\":18446744073709551615,", &["line 2", "trial 18446744073709551615"][..]),
+        ("\"trial\":1,", "\"trial\":100000,", &["line 2", "at most 100000"]),
+        ("\"trial\":1,", "\"trial\":-1,", &["line 2"]),
+        ("\"trial\":1,", "\"trial\":7,", &["line 2", "not those of the search"]),
+        ("{\"rung\":0,\"trial\":1,", "{\"rung\":1,\"trial\":1,", &["line 2", "rung 1"]),
+        (
+            "{\"rung\":0,\"trial\":1,",
+            "{\"rung\":18446744073709551615,\"trial\":1,",
+            &["line 2", "rung 18446744073709551615"],
+        ),
+    ] {
+        assert!(text.contains(old), "{text}");
+        place.write("o/trials.jsonl", text.replace(old, new));
+        place.refuses(tune, 4, &[&["trials.jsonl"], words].concat());
+    }
+    place.write("o/trials.jsonl", text);
+    place.ok(tune);
+}
+
 /// Interrupted and killed searches go on, to the same end.
 #[cfg(unix)]
 #[test]

@@ -7,6 +7,9 @@ use std::fmt;
 use super::space::Space;
 use crate::{Error, Result};
 
+/// The most trials of a search: their folders are numbered with five digits, and each is a model.
+pub(super) const MAX_TRIALS: usize = 100_000;
+
 /// How epochs are spent on trials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -61,9 +64,8 @@ impl Plan {
         if self.trials == 0 {
             return Err(Error::argument("--trials 0: expected at least 1"));
         }
-        // Folders are numbered with as many digits as the last one needs, and each is a model.
-        if self.trials > 100_000 {
-            return Err(Error::argument(format!("--trials {}: expected at most 100000", self.trials)));
+        if self.trials > MAX_TRIALS {
+            return Err(Error::argument(format!("--trials {}: expected at most {MAX_TRIALS}", self.trials)));
         }
         if self.eta < 2 {
             return Err(Error::argument(format!("--eta {}: expected at least 2", self.eta)));

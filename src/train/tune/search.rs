@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::page;
-use super::plan::{Method, Plan, promoted};
+use super::plan::{MAX_TRIALS, Method, Plan, promoted};
 use crate::data::Dataset;
 use crate::io::write_atomically;
 use crate::train::checkpoint;
@@ -297,11 +297,19 @@ impl<'a> Book<'a> {
             Err(e) if e.kind() == Io::NotFound => String::new(),
             Err(e) => return Err(Error::io(&path, "read the trials", e)),
         };
+        let rungs = plan.rungs().len();
         let mut records = BTreeMap::new();
         for (i, line) in text.lines().enumerate() {
             let wrong =
                 |why: &str| Error::data(&path, why.to_owned()).at(&path, Some(i as u64 + 1), None::<String>);
             let record: Record = serde_json::from_str(line).map_err(|e| wrong(&e.to_string()))?;
+            if record.trial >= MAX_TRIALS {
+                let message = format!("trial {}: a search has at most {MAX_TRIALS}, from 0", record.trial);
+                return Err(wrong(&message));
+            }
+            if record.rung >= rungs {
+                return Err(wrong(&format!("rung {}: the search has {rungs}, from 0", record.rung)));
+            }
             if record.settings != plan.settings(record.trial) {
                 return Err(wrong("the settings are not those of the search"));
             }
