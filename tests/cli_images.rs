@@ -123,7 +123,14 @@ fn an_idx_folder_from_training_to_an_answer() {
     let x = array(&pixels(60));
     place.write("x.npz", npz(&[("x", x.clone())]));
     npy::write(place.path().join("x.npy"), &x).unwrap();
-    for input in ["bars", "x.npz", "x.npy"] {
+    // The test part alone is enough to ask about it and to measure.
+    fs::create_dir(place.path().join("alone")).unwrap();
+    for file in ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"] {
+        place.write(&format!("alone/{file}"), place.read(&format!("bars/{file}")));
+    }
+    assert_eq!(place.json("eval --model whole --data alone")["metrics"], run["metrics"]);
+    place.refuses("train --data alone", 4, &["alone", "no train-images-idx3-ubyte"]);
+    for input in ["bars", "alone", "x.npz", "x.npy"] {
         assert!(place.ok(&format!("predict --model whole --input {input}")).stdout == from_idx, "{input}");
     }
     for i in 0..3 {

@@ -160,6 +160,24 @@ fn a_folder_has_its_two_parts() {
     assert_eq!(ImageSet::read_folder(&folder, &resized).unwrap_err().kind(), ErrorKind::Argument);
 }
 
+/// To measure, the test part is read and nothing else; to train, there must be a training part.
+#[test]
+fn the_test_part_alone_can_be_measured_on() {
+    let folder = Folder::new("test-alone");
+    folder.write("t10k-images-idx3-ubyte", images(2, 3));
+    let open = || Images::open(&folder, &ImageOptions::default());
+    assert!(is_idx_folder(&folder));
+    assert!(open().unwrap_err().to_string().contains("no t10k-labels-idx1-ubyte"));
+    folder.write("t10k-labels-idx1-ubyte", labels(&[1, 0]));
+    let alone = open().unwrap();
+    assert_eq!((alone.len(), alone.labels().is_some()), (2, true));
+    let error = ImageSet::read_folder(&folder, &ImageOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("no train-images-idx3-ubyte"), "{error}");
+    // What is not read cannot be wrong.
+    folder.write("train-images-idx3-ubyte", "damaged");
+    assert_eq!(open().unwrap(), alone);
+}
+
 #[test]
 fn folders_that_do_not_fit_together_are_errors() {
     let folder = Folder::new("unfit");

@@ -145,7 +145,7 @@ impl Source {
             Source::Digits => {
                 Err(Error::data("digits", "expected pictures as in training, found the built-in table"))
             }
-            Source::FashionMnist => Ok(ImageSet::fashion_mnist()?.measured()),
+            Source::FashionMnist => Images::fashion_mnist_test(),
             Source::Csv(path) | Source::Npz(path) | Source::Folder(path) => Images::open(path, options),
             Source::Npy { x, y } => {
                 let images = Images::from_array(x, npy::read(x)?)?;

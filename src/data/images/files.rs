@@ -35,6 +35,20 @@ fn find(dir: &Path, part: &str, what: &str) -> Option<PathBuf> {
         .find(|file| file.exists())
 }
 
+/// Whether an IDX folder has a test part, or half of one.
+fn has_test(dir: &Path) -> bool {
+    ["images", "labels"].iter().any(|what| find(dir, TEST, what).is_some())
+}
+
+fn idx_part(dir: &Path, part: &str) -> Result<Images> {
+    let file = |what: &str, rank: u32| {
+        find(dir, part, what).ok_or_else(|| {
+            Error::data(dir, format!("there is no {part}-{what}-idx{rank}-ubyte or the same with .gz"))
+        })
+    };
+    Images::read_idx(file("images", 3)?, Some(&file("labels", 1)?))
+}
+
 impl ImageSet {
     /// Reads a folder of IDX files under MNIST's names, plain or gzipped: `train-images-idx3-ubyte`,
     /// `train-labels-idx1-ubyte`, and for the test part, if there is one, the same with `t10k`.
@@ -43,20 +57,8 @@ impl ImageSet {
     /// Kind `Data`: a file is missing or cannot be read; as many labels as images are needed.
     pub fn read_idx(dir: impl AsRef<Path>) -> Result<ImageSet> {
         let dir = dir.as_ref();
-        let part = |part: &str| -> Result<Images> {
-            let file = |what: &str, rank: u32| {
-                find(dir, part, what).ok_or_else(|| {
-                    Error::data(
-                        dir,
-                        format!("there is no {part}-{what}-idx{rank}-ubyte or the same with .gz"),
-                    )
-                })
-            };
-            Images::read_idx(file("images", 3)?, Some(&file("labels", 1)?))
-        };
-        let train = part(TRAIN)?;
-        let has_test = ["images", "labels"].iter().any(|what| find(dir, TEST, what).is_some());
-        let test = if has_test { Some(part(TEST)?) } else { None };
+        let train = idx_part(dir, TRAIN)?;
+        let test = if has_test(dir) { Some(idx_part(dir, TEST)?) } else { None };
         Ok(ImageSet { train, test })
     }
 
@@ -65,11 +67,7 @@ impl ImageSet {
     /// # Errors
     /// Kind `Data`: it is not there, with what to do about it; as [`ImageSet::read_idx`].
     pub fn fashion_mnist() -> Result<ImageSet> {
-        if !is_idx_folder(FASHION_MNIST) {
-            return Err(Error::data(FASHION_MNIST, "Fashion-MNIST is not there").with_help(
-                "install it (apt-get install dataset-fashion-mnist), or give the folder that holds its four IDX files",
-            ));
-        }
+        check_fashion_mnist()?;
         ImageSet::read_idx(FASHION_MNIST)
     }
 
@@ -88,10 +86,20 @@ impl ImageSet {
         Ok(ImageSet { train: set.train.truncated(options.limit.unwrap_or(usize::MAX)), ..set })
     }
 
-    /// The part that a model is measured on: the test part if there is one.
+    /// The part that a model is measured on: the test part if there is one. Where a source can be read by halves,
+    /// [`Images::open`] reads this one alone.
     pub fn measured(self) -> Images {
         self.test.unwrap_or(self.train)
     }
+}
+
+fn check_fashion_mnist() -> Result<()> {
+    if is_idx_folder(FASHION_MNIST) {
+        return Ok(());
+    }
+    Err(Error::data(FASHION_MNIST, "Fashion-MNIST is not there").with_help(
+        "install it (apt-get install dataset-fashion-mnist), or give the folder that holds its four IDX files",
+    ))
 }
 
 impl ImageOptions {
@@ -119,6 +127,20 @@ impl Images {
         }
     }
 
+    /// Reads the part of Fashion-MNIST that models are measured on.
+    ///
+    /// # Errors
+    /// As [`ImageSet::fashion_mnist`].
+    pub fn fashion_mnist_test() -> Result<Images> {
+        check_fashion_mnist()?;
+        Images::measured_in(Path::new(FASHION_MNIST))
+    }
+
+    /// The part of an IDX folder that a model is measured on; the other one need not be there, and is not read.
+    fn measured_in(dir: &Path) -> Result<Images> {
+        idx_part(dir, if has_test(dir) { TEST } else { TRAIN })
+    }
+
     /// Reads the pictures that `path` names, whatever they are in: a folder of IDX files, an npz archive (of both the test
     /// part, where there is one), an npy array, an IDX file, a picture, a folder of pictures, or one with a folder for
     /// each class. What a file is, its first bytes say. Labels come with what has some.
@@ -129,7 +151,7 @@ impl Images {
         let path = path.as_ref();
         if path.is_dir() {
             if is_idx_folder(path) {
-                return Ok(ImageSet::read_idx(path)?.measured());
+                return Images::measured_in(path);
             }
             let pictures = Images::read_pictures(&[path], options);
             // One without pictures may have classes, and says best itself what it lacks.
