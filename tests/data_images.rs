@@ -428,6 +428,13 @@ fn tables_take_noise_but_no_moves() {
     let with = |part: &Arc<Part>, augment: Augment| {
         Loader::new(Arc::clone(part), options).unwrap().with_augment(augment, 0, 3)
     };
+    // A share so small that its draws leave f64 would make NaN.
+    for mixup in [1e-310, 9e-7, -0.1, f64::NAN, f64::INFINITY] {
+        let error = with(&train, Augment { mixup, ..Augment::default() }).err().unwrap();
+        assert!(error.kind() == ErrorKind::Argument && error.message().contains("mixup"), "{error}");
+    }
+    let mut mixed = with(&train, Augment { mixup: 1e-6, ..Augment::default() }).unwrap();
+    assert!(mixed.next_batch().unwrap().unwrap().features.iter().all(|value| value.is_finite()));
     let noise = Augment { noise: 0.1, mixup: 0.2, ..Augment::default() };
     assert!(with(&train, noise.clone()).is_ok());
     for augment in ["flip", "crop:1", "shift:1", "rotate:1", "cutout:1"] {

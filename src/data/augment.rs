@@ -44,7 +44,7 @@ pub struct Augment {
     /// Make a square of this side grey (the channel's mean), anywhere in a picture, partly outside perhaps.
     pub cutout: usize,
     /// Mix each row and its target with another training row, in shares from the beta distribution (a, a) for this a;
-    /// small ones leave most rows almost pure. For tables too.
+    /// small ones leave most rows almost pure. 0 for none, else 1e-6 at least. For tables too.
     pub mixup: f64,
 }
 
@@ -72,8 +72,9 @@ impl Augment {
         if !(0.0..=1e3).contains(&self.noise) {
             return bad(format!("noise:{}: expected a deviation of at least 0", self.noise));
         }
-        if !(0.0..=1e3).contains(&self.mixup) {
-            return bad(format!("mixup:{}: expected a number from 0 to 1000", self.mixup));
+        // Logarithms of draws of a smaller shape reach beyond f64: then there are no shares, as infinity less infinity.
+        if self.mixup != 0.0 && !(1e-6..=1e3).contains(&self.mixup) {
+            return bad(format!("mixup:{:?}: expected 0 or a number from 0.000001 to 1000", self.mixup));
         }
         Ok(())
     }
@@ -362,6 +363,9 @@ mod tests {
             "rotate:nan",
             "noise:-1",
             "mixup:inf",
+            "mixup:-0.1",
+            "mixup:1e-310",
+            "mixup:9e-7",
             "zoom:2",
             "flip,flip",
             "flip,,crop:1",
@@ -417,7 +421,7 @@ mod tests {
 
     #[test]
     fn shares_are_of_the_beta_distribution() {
-        for alpha in [0.05, 0.2, 1.0, 4.0] {
+        for alpha in [1e-6, 0.05, 0.2, 1.0, 4.0] {
             let augment = Augment { mixup: alpha, ..Augment::default() };
             let draws = Philox::for_step(3, 1, 0);
             let shares: Vec<f64> = (0..20_000).map(|key| f64::from(augment.mix(&draws, key).0)).collect();
