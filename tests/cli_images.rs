@@ -270,6 +270,28 @@ fn bad_pictures_exit_with_4_and_name_the_file() {
     place.refuses("predict --model m --input tall.png", 4, &["tall.png", "expected pictures of 8x8", "9x8"]);
     place.refuses("eval --model m --data tall.png", 4, &["tall.png"]);
     place.refuses("eval --model m --data digits", 4, &["digits", "expected pictures"]);
+    // What is no table says what it is, and not that its bytes are no text.
+    place.write("t.csv", (0..40).map(|i| format!("{i},{},{}\n", i * i % 7, i % 2)).collect::<String>());
+    place.write("t.csv", format!("a,b,y\n{}", place.text("t.csv")));
+    place.ok("train --data t.csv --epochs 1 --model mlp:4 --out table");
+    place.write("images.gz", gzip(&images));
+    place.write("x", [&b"\x93NUMPY"[..], &[1, 0]].concat());
+    place.write("x.zip", npz(&[("x", HostTensor::new(warpsmith::DType::U8, [1], vec![1]).unwrap())]));
+    fs::write(place.path().join("photo.jpg"), [0xff, 0xd8, 0xff, 0xe0]).unwrap();
+    for (file, what, help) in [
+        ("bars/train-images-idx3-ubyte", "an IDX file", "give its folder"),
+        ("images.gz", "an IDX file", "give its folder"),
+        ("tall.png", "a PNG picture", "a folder of pictures for each class"),
+        ("photo.jpg", "a JPEG picture", "a folder of pictures for each class"),
+        ("x", "a NumPy array", ".npy"),
+        ("x.zip", "a zip archive", ".npz"),
+    ] {
+        place.refuses(&format!("train --data {file}"), 4, &[file, "expected a CSV file", what, help]);
+        for command in ["predict --input", "eval --data"] {
+            let line = format!("{command} {file} --model table");
+            place.refuses(&line, 4, &[file, "expected a table as in training", what]);
+        }
+    }
     if !warpsmith::data::is_idx_folder(warpsmith::data::FASHION_MNIST) {
         place.refuses(
             "train --data fashion-mnist",

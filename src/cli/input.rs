@@ -2,7 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
 
 use crate::data::{
     ArraySet, DIGITS_TARGET, ImageOptions, ImageSet, Images, Matched, Schema, Table, TargetUse, digits,
@@ -114,7 +118,13 @@ impl Source {
             Source::FashionMnist => return Ok(Loaded::Images(ImageSet::fashion_mnist()?)),
             Source::Folder(dir) => return Ok(Loaded::Images(ImageSet::read_folder(dir, options)?)),
             Source::Digits => digits()?,
-            Source::Csv(file) => Table::read_csv(file, options.limit)?,
+            Source::Csv(file) => {
+                if let Some(found) = Found::in_file(file) {
+                    let error = Error::data(file, format!("expected a CSV file, found {}", found.what()));
+                    return Err(error.with_help(found.help_to_train()));
+                }
+                Table::read_csv(file, options.limit)?
+            }
         };
         Ok(Loaded::Table(table, None))
     }
@@ -125,7 +135,13 @@ impl Source {
             |source: &Path| Err(Error::data(source, "expected a table as in training, found pictures"));
         match self {
             Source::Digits => schema.match_table(digits()?, target),
-            Source::Csv(file) => Table::read_csv_as(file, schema, target),
+            Source::Csv(file) => match Found::in_file(file) {
+                Some(found) => {
+                    let message = format!("expected a table as in training, found {}", found.what());
+                    Err(Error::data(file, message).with_help(found.help_with_tables()))
+                }
+                None => Table::read_csv_as(file, schema, target),
+            },
             Source::Npy { x, y } => {
                 let name = schema.target.as_ref().map_or(NPY_TARGET, |(name, _)| name);
                 schema.match_table(read_npy(x, y.as_deref(), name)?, target)
@@ -154,6 +170,80 @@ impl Source {
                     None => Ok(images),
                 }
             }
+        }
+    }
+}
+
+/// What a file is that was taken for CSV and is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Png,
+    Jpeg,
+    Idx,
+    Npy,
+    Zip,
+}
+
+impl Found {
+    /// By the first bytes of a file, unzipped ones if it is gzipped. What cannot be read is for its reader to tell.
+    fn in_file(path: &Path) -> Option<Found> {
+        // From a pipe, bytes can be taken only once.
+        if !std::fs::metadata(path).ok()?.is_file() {
+            return None;
+        }
+        let start = |reader: &mut dyn Read| {
+            let mut bytes = Vec::new();
+            reader.take(8).read_to_end(&mut bytes).ok().map(|_| bytes)
+        };
+        let bytes = start(&mut File::open(path).ok()?)?;
+        if bytes.starts_with(&[0x1f, 0x8b]) {
+            return Found::of(&start(&mut MultiGzDecoder::new(File::open(path).ok()?))?);
+        }
+        Found::of(&bytes)
+    }
+
+    fn of(start: &[u8]) -> Option<Found> {
+        match start {
+            [0x89, b'P', b'N', b'G', ..] => Some(Found::Png),
+            [0xff, 0xd8, 0xff, ..] => Some(Found::Jpeg),
+            [0x93, b'N', b'U', b'M', ..] => Some(Found::Npy),
+            [b'P', b'K', 3, 4, ..] => Some(Found::Zip),
+            [0, 0, 8..=14, 1..=8, ..] => Some(Found::Idx),
+            _ => None,
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Found::Png => "a PNG picture",
+            Found::Jpeg => "a JPEG picture",
+            Found::Idx => "an IDX file",
+            Found::Npy => "a NumPy array",
+            Found::Zip => "a zip archive",
+        }
+    }
+
+    fn help_to_train(self) -> &'static str {
+        match self {
+            Found::Png | Found::Jpeg => {
+                "give the folder that has a folder of pictures for each class: DIR/CLASS/1.png"
+            }
+            Found::Idx => "give its folder, which has images and labels: train-images-idx3-ubyte, train-labels-idx1-ubyte",
+            Found::Npy | Found::Zip => self.help_with_names(),
+        }
+    }
+
+    fn help_with_tables(self) -> &'static str {
+        match self {
+            Found::Png | Found::Jpeg | Found::Idx => "this model was trained on a table, not on pictures",
+            Found::Npy | Found::Zip => self.help_with_names(),
+        }
+    }
+
+    fn help_with_names(self) -> &'static str {
+        match self {
+            Found::Zip => "an archive of arrays needs a name that ends in .npz; unpack any other",
+            _ => "an array needs a name that ends in .npy, and must not be gzipped",
         }
     }
 }
