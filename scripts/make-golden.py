@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, RMSprop, lr_scheduler
 
-import golden_pooling
+import make_golden_pooling
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "golden"
 DTYPES = {torch.float64: "f64", torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
@@ -694,7 +694,7 @@ def main():
         "layers.json": layers(), "losses.json": losses(), "recurrent.json": recurrent(), "convolutions.json": convolutions(),
         "model.json": model_content, "optimizers.json": optimizers(),
         "schedulers.json": schedulers(), "clipping.json": clipping(), "initialisers.json": initialisers(),
-        "pooling.json": golden_pooling.pooling(case, grid), "batch_norm.json": golden_pooling.batch_norm(grid, tensor),
+        "pooling.json": make_golden_pooling.pooling(case, grid), "batch_norm.json": make_golden_pooling.batch_norm(grid, tensor),
     }
     bad = []
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `search.toml` | the plan, so that nothing else is continued by mistake |
 //! | `trials.jsonl` | one line a trial and rung that is over |
-//! | `trials/007/` | the model folder of trial 7, which is also where its training goes on |
+//! | `trials/00007/` | the model folder of trial 7, which is also where its training goes on |
 //! | `best/` | a copy of the best trial's model, at the end |
 //! | `report.html` | table and plots, at the end |
 
