@@ -1,9 +1,10 @@
 //! NumPy's .npz, a zip of .npy arrays, as `np.savez` and `np.savez_compressed` write it: a strict reader.
 //!
 //! An array is inflated straight into its own memory, and only as far as its npy header says; a size that the compressed
-//! bytes cannot make is refused before any memory is taken, so a small file cannot ask for much (a zip bomb). Refused as
-//! well: two arrays of one name, entries that share bytes, encryption, methods other than stored and deflated, a wrong
-//! CRC, and all that [`super::npy`] refuses, object arrays first. Entries whose names do not end in `.npy` are left out.
+//! bytes cannot make is refused before any memory is taken, so a file (a zip bomb) can ask for 1032 times its own size,
+//! which is what deflate can make of a byte, and for no more. Refused as well: two arrays of one name, entries that share
+//! bytes, encryption, methods other than stored and deflated, a wrong CRC, and all that [`super::npy`] refuses, object
+//! arrays first. Entries whose names do not end in `.npy` are left out.
 #![forbid(unsafe_code)]
 
 use std::io::{BufReader, Cursor, Read, Seek};

@@ -63,8 +63,8 @@ impl Images {
     /// of each, and so on.
     ///
     /// # Errors
-    /// Kind `Data`, naming file or folder: no class folders, a class without pictures, a file that is no whole picture, one of another
-    /// size or number of channels than the first. Kind `Argument`: bad options.
+    /// Kind `Data`, naming file or folder: no class folders, a class without pictures, a file that is no whole picture,
+    /// one of another size or number of channels than the first. Kind `Argument`: bad options.
     pub fn read_classes(dir: impl AsRef<Path>, options: &ImageOptions) -> Result<Images> {
         options.check()?;
         let dir = dir.as_ref();
