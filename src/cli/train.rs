@@ -18,6 +18,7 @@ use super::{report, resume};
 use crate::data::{Dataset, DatasetOptions, ImageOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
 use crate::train::log::TensorBoard;
+use crate::train::network::InputForm;
 use crate::train::{Network, Report, TrainConfig, Trainer};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -108,6 +109,10 @@ pub(super) fn for_data(
         )
     })?;
     let mut config = settings.train_config();
+    if network.input == InputForm::Sequence && config.augment.needs_pictures() {
+        let message = format!("augment {}: {network} sees sequences, whose steps are no rows of pixels", config.augment);
+        return Err(Error::argument(message).with_help("sequences can be changed by noise and mixup"));
+    }
     config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;
     let record = Settings {
         model: Some(settings.model.clone().unwrap_or_else(|| network.to_string())),

@@ -14,7 +14,7 @@ use super::interrupt;
 use super::output::{self, Log};
 use super::settings::{Settings, line_of, read_config, toml_error};
 use super::train::{build, for_data};
-use crate::data::Dataset;
+use crate::data::{Augment, Dataset};
 use crate::train::data_checksum;
 use crate::train::tune::{
     self, Event, Finish, Method, Objective, Outcome, Plan, Range, Record, Run, Space, Status,
@@ -152,6 +152,13 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
         let model = model.as_str().map(str::to_owned);
         let asked = Settings { model, ..settings.clone() };
         for_data(&asked, &asked.network()?, &source, &data, own_test)?;
+    }
+    // The same of changes that its rows cannot take.
+    settings.train_config().augment.check_for(&data.train.inputs)?;
+    for augment in plan.space.ranges.get("augment").map(Range::extremes).unwrap_or_default() {
+        if let Some(augment) = augment.as_str() {
+            augment.parse::<Augment>()?.check_for(&data.train.inputs)?;
+        }
     }
     let halving = args.method == Method::Halving;
     let trainee = Trainee { settings: &settings, source: &source, halving, data, own_test, device };
