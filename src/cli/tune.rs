@@ -163,7 +163,7 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
     let halving = args.method == Method::Halving;
     let trainee = Trainee { settings: &settings, source: &source, halving, data, own_test, device };
     let share = (threads / jobs).max(1);
-    let tell = |event: Event<'_>| log.note(&line(&event, &plan));
+    let tell = |event: Event<'_>| log.note(&line(&event));
     let outcome = tune::run(&plan, &out, (jobs, share), &trainee, stop, &tell)?;
     if args.json || settings.json {
         return output::json_to_stdout(&as_json(&outcome, &plan, &out));
@@ -264,7 +264,7 @@ impl Objective for Trainee<'_> {
 }
 
 /// `trial 7: val_loss 0.0712  (12 of 20, rung 1 of 3)  batch 32  lr 0.0031`.
-fn line(event: &Event<'_>, plan: &Plan) -> String {
+fn line(event: &Event<'_>) -> String {
     let Event { record, done: (done, all), rungs } = event;
     let what = match record.val_loss {
         Some(loss) => format!("val_loss {loss:.4}"),
@@ -272,17 +272,8 @@ fn line(event: &Event<'_>, plan: &Plan) -> String {
     };
     let rung = if *rungs > 1 { format!(", rung {} of {rungs}", record.rung + 1) } else { String::new() };
     let settings: Vec<String> =
-        plan.space.ranges.keys().map(|key| format!("{key} {}", shown(record, key))).collect();
+        record.settings.iter().map(|(key, value)| format!("{key} {}", tune::shown(value))).collect();
     format!("trial {}: {what}  ({done} of {all}{rung})  {}", record.trial, settings.join("  "))
-}
-
-/// A setting of a trial; texts without quotes.
-fn shown(record: &Record, key: &str) -> String {
-    match record.settings.get(key) {
-        Some(toml::Value::String(text)) => text.clone(),
-        Some(value) => value.to_string(),
-        None => String::new(),
-    }
 }
 
 fn print(outcome: &Outcome, plan: &Plan) -> Result<()> {
@@ -301,7 +292,9 @@ fn print(outcome: &Outcome, plan: &Plan) -> Result<()> {
             record.val_metrics.get(name).map_or_else(String::new, |value| format!("{value:.4}"))
         }));
         cells.push(record.epochs.to_string());
-        cells.extend(plan.space.ranges.keys().map(|key| shown(record, key)));
+        cells.extend(plan.space.ranges.keys().map(|key| {
+            record.settings.get(key).map_or_else(String::new, tune::shown)
+        }));
         lines.push(cells);
     }
     let width = |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0);

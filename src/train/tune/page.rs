@@ -10,11 +10,10 @@ use super::space::Range;
 use crate::train::log::Entry;
 use crate::train::report::{Chart, Page, Scale, Scatter, Series, number};
 
-/// A setting's value as it is shown: texts without quotes.
-pub(super) fn shown(value: &toml::Value) -> String {
+/// A setting's value as it is shown, and can be given again: texts without quotes.
+pub(crate) fn shown(value: &toml::Value) -> String {
     match value {
         toml::Value::String(text) => text.clone(),
-        toml::Value::Float(v) => number(*v),
         other => other.to_string(),
     }
 }
