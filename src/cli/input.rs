@@ -228,7 +228,9 @@ impl Found {
             Found::Png | Found::Jpeg => {
                 "give the folder that has a folder of pictures for each class: DIR/CLASS/1.png"
             }
-            Found::Idx => "give its folder, which has images and labels: train-images-idx3-ubyte, train-labels-idx1-ubyte",
+            Found::Idx => {
+                "give its folder, which has images and labels: train-images-idx3-ubyte, train-labels-idx1-ubyte"
+            }
             Found::Npy | Found::Zip => self.help_with_names(),
         }
     }

@@ -110,7 +110,10 @@ pub(super) fn for_data(
     })?;
     let mut config = settings.train_config();
     if network.input == InputForm::Sequence && config.augment.needs_pictures() {
-        let message = format!("augment {}: {network} sees sequences, whose steps are no rows of pixels", config.augment);
+        let message = format!(
+            "augment {}: {network} sees sequences, whose steps are no rows of pixels",
+            config.augment
+        );
         return Err(Error::argument(message).with_help("sequences can be changed by noise and mixup"));
     }
     config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;

@@ -292,9 +292,12 @@ fn print(outcome: &Outcome, plan: &Plan) -> Result<()> {
             record.val_metrics.get(name).map_or_else(String::new, |value| format!("{value:.4}"))
         }));
         cells.push(record.epochs.to_string());
-        cells.extend(plan.space.ranges.keys().map(|key| {
-            record.settings.get(key).map_or_else(String::new, tune::shown)
-        }));
+        cells.extend(
+            plan.space
+                .ranges
+                .keys()
+                .map(|key| record.settings.get(key).map_or_else(String::new, tune::shown)),
+        );
         lines.push(cells);
     }
     let width = |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0);
