@@ -131,16 +131,28 @@ pub fn forward<T: Float>(
 /// dx `[images, groups · channels, image]` (+)= what each element of dy `[images, groups · filters, result]` sends back through
 /// w `[groups · filters, channels, kernel]`.
 pub fn input_backward<T: Float>(g: &Geometry, dy: Source<'_, T>, w: Source<'_, T>, dx: &mut [T], add: bool) {
+    // Remainders whose pixels no element of the kernel meets are left out: nothing is added there. There are as many remainders
+    // as the stride, but never more that are met than the kernel has elements.
+    let met = |d: usize| {
+        let all = (0..g.stride[d].min(g.image[d])).map(|first| (first, Axis::backward(g, d, first)));
+        all.filter(|(_, axis)| !axis.taps.is_empty()).collect::<Vec<_>>()
+    };
+    let [rows, columns] = [met(0), met(1)];
+    let whole = |d: usize, met: usize| met == g.stride[d].min(g.image[d]);
+    if !add && !(whole(0, rows.len()) && whole(1, columns.len())) {
+        let zero = T::from_acc(T::Acc::ZERO);
+        par::for_each_chunk_mut(dx, 1 << 16, |_, part| part.fill(zero));
+    }
     let mut phases = Vec::new();
-    for a in 0..g.stride[0].min(g.image[0]) {
-        for b in 0..g.stride[1].min(g.image[1]) {
-            let axes = [Axis::backward(g, 0, a), Axis::backward(g, 1, b)];
+    for (a, height) in &rows {
+        for (b, width) in &columns {
+            let axes = [height.clone(), width.clone()];
             let weights = gathered(&axes, g.groups * g.channels, g.filters, |row, f, r, s| {
                 let (group, c) = (row / g.channels, row % g.channels);
                 let o = group * g.filters + f;
                 w.data[o * w.strides[0] + c * w.strides[1] + r * w.strides[2] + s * w.strides[3]]
             });
-            phases.push(Phase { axes, first: [a, b], weights: Cow::Owned(weights) });
+            phases.push(Phase { axes, first: [*a, *b], weights: Cow::Owned(weights) });
         }
     }
     let work = Correlation {

@@ -220,7 +220,7 @@ impl Op for BatchNorm {
 }
 
 /// Shapes of the cases.
-const SHAPES: [&[usize]; 10] = [
+const SHAPES: [&[usize]; 12] = [
     &[4, 3],
     &[2, 3, 5],
     &[3, 2, 4, 5],
@@ -231,6 +231,8 @@ const SHAPES: [&[usize]; 10] = [
     &[2, 3, 2, 2, 3],
     &[0, 3, 4],
     &[2, 2, 300],
+    &[4, 0],
+    &[2, 0, 3],
 ];
 
 /// x̂ · weight + bias with the statistics that are given: inputs x `[N, C, ..]`, mean and variance `[C]` (in f32, f64 in f64,
@@ -354,9 +356,9 @@ impl Op for BatchNormBackward {
                 BatchNormBackward { weight: k % 3 != 1, bias: k % 3 != 2, eps: 1e-5, training: k % 2 == 0 };
             Case { op, inputs: backward_inputs(shape, &shape[1..2], &shape[1..2], op.weight) }
         };
-        let list = SHAPES.iter().cycle().take(20).enumerate();
+        let list = SHAPES.iter().cycle().take(2 * SHAPES.len()).enumerate();
         // The second time round, the other half trains.
-        let list = list.map(|(k, shape)| case((k + usize::from(k >= 10), shape))).collect();
+        let list = list.map(|(k, shape)| case((k + usize::from(k >= SHAPES.len()), shape))).collect();
         Cases { dtypes: &DType::FLOATS, tolerance: Tolerance::Sum(40.0, WHY_BACK), list }
     }
 }

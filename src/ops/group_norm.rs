@@ -96,7 +96,7 @@ impl Op for GroupNorm {
 }
 
 /// Shapes and groups of the cases.
-const SHAPES: [(&[usize], usize); 9] = [
+const SHAPES: [(&[usize], usize); 10] = [
     (&[2, 4, 3], 2),
     (&[3, 6, 2, 2], 3),
     (&[1, 4, 5, 3], 1),
@@ -106,6 +106,7 @@ const SHAPES: [(&[usize], usize); 9] = [
     (&[2, 2, 300], 1),
     (&[0, 4, 3], 2),
     (&[2, 4, 0], 2),
+    (&[4, 0, 3], 1),
 ];
 
 /// dx, dweight and dbias (where there are such parameters) of [`GroupNorm`], from x, mean, variance, dy and the weight if

@@ -96,6 +96,10 @@ impl<T: Float> Correlation<'_, T> {
     fn band(&self, images: usize) -> usize {
         let [height, width] = self.size;
         let [phase] = &self.phases[..] else { return height };
+        // The rows of a phase lie apart.
+        if self.step != [1, 1] {
+            return height;
+        }
         let of = |rows| self.channels * channel_size(&phase.axes, rows);
         let halo = of(0);
         let line = (of(1) - halo).max(1);

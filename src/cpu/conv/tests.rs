@@ -126,6 +126,43 @@ fn all_loops_are_the_definition_at_sizes_of_several_blocks() {
     check(&sizes([2, 64, 3, 3], [256, 64, 3, 3], 1, 1, 1, 1));
 }
 
+/// Sizes of a convolution whose stride and padding differ along height and width.
+fn uneven(x: [usize; 4], w: [usize; 4], stride: [usize; 2], padding: [usize; 2]) -> Sizes {
+    let mut s = sizes(x, w, 1, 0, 1, x[1] / w[1]);
+    for d in 0..2 {
+        s.g.result[d] = (x[2 + d] + 2 * padding[d] - w[2 + d]) / stride[d] + 1;
+        s.y[2 + d] = s.g.result[d];
+    }
+    (s.g.stride, s.g.padding) = (stride, padding);
+    s
+}
+
+#[test]
+fn strides_may_differ_along_height_and_width() {
+    // One remainder although the stride is above 1: images of one column, or of one row.
+    check(&uneven([1, 2, 1000, 1], [3, 2, 3, 1], [1, 2], [1, 0]));
+    check(&uneven([1, 1, 1000, 1], [1, 1, 3, 1], [1, 2], [1, 0]));
+    check(&uneven([1, 2, 1, 1000], [3, 2, 1, 3], [2, 1], [0, 1]));
+    check(&uneven([2, 3, 60, 41], [4, 3, 3, 3], [1, 3], [1, 0]));
+    check(&uneven([2, 3, 60, 41], [4, 3, 3, 3], [4, 1], [0, 2]));
+}
+
+#[test]
+fn strides_of_a_whole_image_cost_what_the_kernel_does() {
+    // 9 of the 512 x 512 remainders meet the kernel; each of the others would have cost allocations of its own.
+    let s = uneven([2, 1, 512, 512], [2, 1, 3, 3], [512, 512], [1, 1]);
+    let (w, dy) = (noise(18, 1), noise(s.y.iter().product(), 2));
+    let mut dx = vec![1.0; s.x.iter().product()];
+    input_backward(&s.g, packed(&dy, s.y), packed(&w, s.w), &mut dx, false);
+    let mut want = vec![0.0; dx.len()];
+    each_product(&s, |i, j, k| want[j] += f64::from(dy[i]) * f64::from(w[k]));
+    close("dx", &dx, &want, &vec![1.0; dx.len()]);
+    assert!(
+        want.iter().filter(|&&d| d != 0.0).count() == 8,
+        "two images, two rows and columns of the kernel"
+    );
+}
+
 #[test]
 fn zeros_far_around_an_image_cost_no_memory() {
     // Only the middle element of the kernel meets the image.

@@ -286,7 +286,7 @@ impl Segments {
         let average = |block: &Block| -> Result<Vec<A>> {
             let mut weighted: Vec<A> = block.typed::<A>().to_vec();
             if let Some(weight) = weight {
-                weighted.chunks_exact_mut(weight.len()).for_each(|row| {
+                weighted.chunks_exact_mut(weight.len().max(1)).for_each(|row| {
                     row.iter_mut().zip(weight).for_each(|(v, &w)| *v *= w);
                 });
             }
