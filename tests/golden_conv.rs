@@ -229,26 +229,87 @@ fn what_does_not_fit_is_a_typed_error() {
     refused(&x, &w, Conv { groups: 2, ..plain }, ErrorKind::Shape, "channels a group");
     refused(&x, &values(&[6, 4, 3], 2), plain, ErrorKind::Shape, "needed");
     refused(&x, &values(&[6, 4, 0, 3], 2), plain, ErrorKind::Shape, "kernel");
-    for conv in [
-        Conv { stride: [0, 1], ..plain },
-        Conv { dilation: [1, 0], ..plain },
-        Conv { groups: 0, ..plain },
-        Conv { padding: [usize::MAX, 0], ..plain },
-        Conv { stride: [1, usize::MAX], ..plain },
+    for (conv, says) in [
+        (Conv { stride: [0, 1], ..plain }, "stride is 0"),
+        (Conv { dilation: [1, 0], ..plain }, "dilation is 0"),
+        (Conv { groups: 0, ..plain }, "groups is 0"),
+        (Conv { padding: [usize::MAX, 0], ..plain }, "beyond the address space"),
+        (Conv { stride: [1, usize::MAX], ..plain }, "is too large"),
     ] {
-        let error = x.conv2d(&w, None, conv).unwrap_err();
-        assert!(!error.to_string().is_empty(), "{conv:?}");
+        refused(&x, &w, conv, ErrorKind::Argument, says);
+        let error = x.conv_transpose2d(&values(&[4, 2, 3, 3], 1), None, conv, [0, 0]).unwrap_err();
+        assert!(error.to_string().contains("conv_transpose2d"), "{error}");
     }
     assert_eq!(x.conv2d(&w, Some(&values(&[5], 3)), plain).unwrap_err().kind(), ErrorKind::Shape);
     assert_eq!(x.conv2d(&w.to_dtype(DType::F64).unwrap(), None, plain).unwrap_err().kind(), ErrorKind::DType);
-    assert!(x.conv_transpose2d(&values(&[4, 2, 3, 3], 1), None, plain, [1, 0]).is_err());
-    assert!(x.conv_transpose2d(&w, None, plain, [0, 0]).is_err());
+    let transposed = |w: &Tensor, conv: Conv<2>, more: [usize; 2], kind: ErrorKind, says: &str| {
+        let error = x.conv_transpose2d(w, None, conv, more).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(says) && text.contains("conv_transpose2d"), "{text}");
+    };
+    let back = values(&[4, 2, 3, 3], 1);
+    transposed(&back, plain, [1, 0], ErrorKind::Argument, "output_padding 1");
+    transposed(&w, plain, [0, 0], ErrorKind::Shape, "needed");
+    transposed(
+        &back,
+        Conv { groups: 3, ..plain },
+        [0, 0],
+        ErrorKind::Shape,
+        "4 channels cannot be cut into 3",
+    );
+    transposed(&back.to_dtype(DType::F64).unwrap(), plain, [0, 0], ErrorKind::DType, "inputs of");
     assert!(x.conv1d(&w, None, Conv::default()).is_err());
     // No image at all is fine.
     let none = values(&[0, 4, 5, 5], 1);
     let [y, dx, dw] = all(&none, &w, plain);
     assert_eq!((y.dims(), dx.dims()), (&[0, 6, 3, 3][..], &[0, 4, 5, 5][..]));
     assert!(dw.to_f64_vec().unwrap().iter().all(|&d| d == 0.0));
+}
+
+/// An output padding of a stride or more, which the dilation allows: as PyTorch, the image that a larger one would have been cut to.
+#[test]
+fn output_padding_may_reach_a_stride_where_the_dilation_is_larger() {
+    let (x, w) = (values(&[2, 3, 4, 5], 1), values(&[3, 2, 3, 2], 2));
+    let conv = Conv { stride: [1, 2], padding: [2, 1], dilation: [3, 4], groups: 1 };
+    let more = [2, 3];
+    let x = x.as_leaf().unwrap();
+    let y = x.conv_transpose2d(&w, None, conv, more).unwrap();
+    // The definition: pixel (i, j) sends w[r, s] to (i stride - padding + r dilation, …).
+    let (xs, ws) = (x.to_f64_vec().unwrap(), w.to_f64_vec().unwrap());
+    let [height, width] = [3 - 4 + 6 + 1 + 2, 8 - 2 + 4 + 1 + 3];
+    assert_eq!(y.dims(), [2, 2, height, width]);
+    let mut want = vec![0.0; 4 * height * width];
+    for (at, v) in xs.iter().enumerate() {
+        let (j, i, c, n) = (at % 5, at / 5 % 4, at / 20 % 3, at / 60);
+        for (k, u) in ws[c * 12..][..12].iter().enumerate() {
+            let (s, r, o) = (k % 2, k / 2 % 3, k / 6);
+            let h = (i + r * 3).wrapping_sub(2);
+            let l = (j * 2 + s * 4).wrapping_sub(1);
+            if h < height && l < width {
+                want[((n * 2 + o) * height + h) * width + l] += v * u;
+            }
+        }
+    }
+    for (got, want) in y.to_f64_vec().unwrap().iter().zip(&want) {
+        assert!((got - want).abs() < 1e-5, "{got}, not {want}");
+    }
+    // The gradient has the shape of x, and is the convolution of ones.
+    let grads = warpsmith::autograd::backward(&y.sum(&[], false).unwrap()).unwrap();
+    let ones = Tensor::ones(y.shape(), x.dtype(), Device::Cpu).unwrap();
+    let dx = ones.conv2d(&w, None, conv).unwrap().narrow(2, 0, 4).unwrap().narrow(3, 0, 5).unwrap();
+    let got = grads.get(&x).unwrap().to_f64_vec().unwrap();
+    assert_eq!(got.len(), xs.len());
+    for (got, want) in got.iter().zip(dx.to_f64_vec().unwrap()) {
+        assert!((got - want).abs() < 1e-4, "{got}, not {want}");
+    }
+    let sequence = values(&[1, 3, 6], 4).conv_transpose1d(
+        &values(&[3, 2, 2], 5),
+        None,
+        Conv { dilation: [2], ..Conv::default() },
+        [1],
+    );
+    assert_eq!(sequence.unwrap().dims(), [1, 2, 9]);
 }
 
 #[test]

@@ -61,7 +61,9 @@ impl<const N: usize> ConvOptions<N> {
 /// The parameters `weight` and `bias` of a layer: U(−1/√fan, 1/√fan) both, where a fan is a filter's elements,
 /// `shape[1] · kernel`.
 fn parameters(scope: &Scope, shape: &[usize], outputs: usize, bias: bool) -> Result<(Param, Option<Param>)> {
-    let fan = shape[1..].iter().product();
+    let fan = shape[1..].iter().try_fold(1usize, |all, &n| all.checked_mul(n));
+    let fan =
+        fan.ok_or_else(|| Error::argument(format!("a weight of {shape:?} is beyond the address space")))?;
     let weight = scope.param("weight", shape, Init::linear_weight())?;
     let bias = bias.then(|| scope.param("bias", outputs, Init::linear_bias(fan))).transpose()?;
     Ok((weight, bias))

@@ -155,10 +155,13 @@ impl GroupNorm {
         GroupNorm::with_eps(scope, groups, channels, 1e-5)
     }
 
-    /// `eps` is added to the variance. An error unless `groups` divides `channels`.
+    /// `eps` is added to the variance. An error unless `groups` divides `channels` and eps is a number from 0 on.
     pub fn with_eps(scope: &Scope, groups: usize, channels: usize, eps: f64) -> Result<GroupNorm> {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return Err(Error::argument(format!("{channels} channels do not fall into {groups} groups")));
+        }
+        if !(eps.is_finite() && eps >= 0.0) {
+            return Err(Error::argument(format!("group norm's eps is {eps}")));
         }
         let weight = scope.param("weight", channels, Init::Constant(1.0))?;
         let bias = scope.param("bias", channels, Init::Constant(0.0))?;

@@ -107,9 +107,12 @@ impl Stack {
             return Err(Error::argument(format!("dropout probability {dropout} is not in [0, 1]")));
         }
         let directions = if bidirectional { 2 } else { 1 };
-        let mut weights = Vec::with_capacity(num_layers * directions);
+        let Some(deeper) = hidden.checked_mul(directions) else {
+            return Err(Error::argument(format!("{hidden} hidden elements are too many")));
+        };
+        let mut weights = Vec::new();
         for layer in 0..num_layers {
-            let width = if layer == 0 { inputs } else { directions * hidden };
+            let width = if layer == 0 { inputs } else { deeper };
             for reverse in ["", "_reverse"].iter().take(directions) {
                 let suffix = format!("_l{layer}{reverse}");
                 weights.push(Weights::new(scope, &suffix, [gates, width, hidden], bias)?);

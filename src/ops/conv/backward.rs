@@ -74,7 +74,12 @@ impl Op for ConvInputBackward {
             let inputs = vec![Arg::new(&y, Values::Normal(1.0)), Arg::new(&w, Values::Normal(0.5))];
             Case { op: ConvInputBackward { conv, size: [x[2], x[3]] }, inputs }
         };
-        let list = shapes::cases().into_iter().map(case).collect();
+        // More channels of x than half a large tile of the tensor cores, where the stride divides places and where it does not.
+        let large = [1, 2].map(|s| {
+            let conv = Conv { stride: [s, s], padding: [1, 1], ..Conv::default() };
+            ([1, 72, 9, 9], [8, 72, 3, 3], conv)
+        });
+        let list = shapes::cases().into_iter().chain(large).map(case).collect();
         Cases { dtypes: &DType::FLOATS, tolerance: Tolerance::Sum(64.0, shapes::WHY), list }
     }
 }
@@ -164,10 +169,13 @@ impl Op for ConvWeightBackward {
     }
 }
 
+/// The name of the transposed convolution in errors.
+const OP: &str = "conv_transpose2d";
+
 /// The height (width) that a transposed convolution makes of `n` pixels.
 fn spread(conv: &Conv<2>, d: usize, n: usize, k: usize, more: usize) -> Result<usize> {
-    const OP: &str = "conv_transpose2d";
     let (stride, padding, dilation) = (conv.stride[d], conv.padding[d], conv.dilation[d]);
+    shapes::positive(OP, conv, d)?;
     if more >= stride.max(dilation) {
         let message =
             format!("output_padding {more} must be smaller than stride {stride} or dilation {dilation}");
@@ -208,7 +216,6 @@ impl Tensor {
         conv: Conv<2>,
         output_padding: [usize; 2],
     ) -> Result<Tensor> {
-        const OP: &str = "conv_transpose2d";
         if self.rank() != 4 || weight.rank() != 4 || self.dims()[1] != weight.dims()[0] {
             let (x, w) = (self.shape(), weight.shape());
             let message =
@@ -220,13 +227,28 @@ impl Tensor {
             spread(&conv, 0, x[2], w[2], output_padding[0])?,
             spread(&conv, 1, x[3], w[3], output_padding[1])?,
         ];
-        let filters = w[1].saturating_mul(conv.groups);
+        super::super::same_float(OP, &[self.meta(), weight.meta()])?;
+        if !x[1].is_multiple_of(conv.groups) {
+            let message = format!("{} channels cannot be cut into {} groups", x[1], conv.groups);
+            return Err(Error::shape(OP, message));
+        }
+        let Some(filters) = w[1].checked_mul(conv.groups) else {
+            return Err(Error::argument(format!("{} groups are too many", conv.groups)).with_op(OP));
+        };
         if let Some(b) = bias
             && b.dims() != [filters]
         {
             return Err(Error::shape(OP, format!("the bias has shape {}, not [{filters}]", b.shape())));
         }
-        let y = run1(ConvInputBackward { conv, size }, &[self, weight])?;
+        // From a whole stride on, output_padding makes places that no pixel was given for: zeros there.
+        let more = [output_padding[0] / conv.stride[0], output_padding[1] / conv.stride[1]];
+        let y = match more {
+            [0, 0] => run1(ConvInputBackward { conv, size }, &[self, weight])?,
+            [below, right] => {
+                let padded = self.pad(&[(0, right), (0, below)], 0.0)?;
+                run1(ConvInputBackward { conv, size }, &[&padded, weight])?
+            }
+        };
         match bias {
             Some(b) => y.add(&b.reshape([filters, 1, 1])?),
             None => Ok(y),

@@ -11,14 +11,21 @@ use crate::{Error, Result, Shape};
 /// A geometry that has been checked.
 pub(super) struct Sizes(pub Geometry);
 
-/// How often a kernel of `k` elements fits into `n` pixels, along dimension `d`.
-fn places(op: &'static str, conv: &Conv<2>, d: usize, n: usize, k: usize) -> Result<usize> {
-    let (stride, padding, dilation) = (conv.stride[d], conv.padding[d], conv.dilation[d]);
-    for (what, value) in [("stride", stride), ("dilation", dilation), ("groups", conv.groups)] {
+/// An error unless stride and dilation along dimension `d`, and the groups, are at least 1.
+pub(super) fn positive(op: &'static str, conv: &Conv<2>, d: usize) -> Result<()> {
+    for (what, value) in [("stride", conv.stride[d]), ("dilation", conv.dilation[d]), ("groups", conv.groups)]
+    {
         if value == 0 {
             return Err(Error::argument(format!("{what} is 0, but must be at least 1")).with_op(op));
         }
     }
+    Ok(())
+}
+
+/// How often a kernel of `k` elements fits into `n` pixels, along dimension `d`.
+fn places(op: &'static str, conv: &Conv<2>, d: usize, n: usize, k: usize) -> Result<usize> {
+    let (stride, padding, dilation) = (conv.stride[d], conv.padding[d], conv.dilation[d]);
+    positive(op, conv, d)?;
     if k == 0 {
         return Err(Error::shape(op, "the kernel has a size of 0"));
     }
