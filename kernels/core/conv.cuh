@@ -15,10 +15,7 @@ WS_FN ConvDigits conv_digits(u32 n, u32 mid, u32 low) {
     return {hi, rest - hi * mid, n - rest * low};
 }
 
-// What a column, or a step of k, adds to the place in the image: elements, rows, columns.
-struct ConvPlace { u64 offset; i32 h, w; };
-
-// The image: its size, distances of rows and columns, what divides places (DIV) and how its digits move.
+// The image: its size, what divides places (DIV), distances of rows and columns.
 struct ConvImage {
     u32 height, width, div_h, div_w;
     u64 by_h, by_w;

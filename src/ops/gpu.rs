@@ -5,12 +5,28 @@
 use crate::Result;
 use crate::device::elementwise::{Piece, each};
 use crate::device::launch::Src;
+use crate::device::stream::{Packed, Stream};
 use crate::shape::Layout;
 use crate::tensor::{Mode, Out, View};
 
 /// The `add` of a kernel: whether the output is added to.
 pub(super) fn adds(out: &Out<'_>) -> u32 {
     (out.mode() == Mode::Accumulate).into()
+}
+
+/// An operand in row-major order, if there is one.
+pub(super) fn packed<'a>(stream: &'a Stream, view: Option<&View<'a>>) -> Result<Option<Packed<'a>>> {
+    view.map(|v| stream.contiguous(v)).transpose()
+}
+
+/// The memory of [`packed`].
+pub(super) fn src<'a>(packed: &'a Option<Packed<'_>>) -> Option<Src<'a>> {
+    packed.as_ref().map(Packed::src)
+}
+
+/// Sizes along height and width, which `infer` found to be below 2³¹.
+pub(super) fn pair(numbers: [usize; 2]) -> [u32; 2] {
+    numbers.map(|n| n as u32)
 }
 
 /// Calls `launch` for each piece of an elementwise op that reads `views`, all of which expand to the output's shape. The

@@ -21,14 +21,12 @@ mod rnn;
 
 use std::sync::Mutex;
 
+use super::reduce::packed;
 use super::{MatMul, Tolerance};
-use crate::cpu::copy::move_elements;
 use crate::cpu::gemm::{MatRef, PackedFactor};
 use crate::cpu::par;
-use crate::cpu::pool::Block;
 use crate::cpu::simd::{MatMut, vectorize};
 use crate::dtype::{Element, Float, Real};
-use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Tensor, View};
 use crate::{Error, Result, Shape};
 
@@ -190,17 +188,6 @@ fn cell_shape(op: &'static str, gates: usize, x: &Meta) -> Result<Shape> {
         return Err(Error::shape(op, message));
     }
     Ok(Shape::from_dims(&[x.shape[0], x.shape[1] / gates]))
-}
-
-/// The elements of a view in row-major order; copied into `copy` where they do not lie so.
-fn packed<'a, T: Element>(view: &View<'a>, copy: &'a mut Option<Block>) -> Result<&'a [T]> {
-    if let Some(slice) = view.slice::<T>() {
-        return Ok(slice);
-    }
-    let block = copy.insert(Block::new(view.numel() * size_of::<T>())?);
-    let to = Layout::contiguous(view.shape());
-    move_elements(view.data::<T>(), view.layout(), block.typed_mut::<T>(), &to, false);
-    Ok(block.typed::<T>())
 }
 
 /// A view of two dimensions as a matrix.

@@ -11,16 +11,13 @@ mod gpu;
 
 use std::ops::RangeInclusive;
 
-use super::reduce::{into_wide, wide, wide_dtype};
+use super::reduce::{into_wide, packed, wide_dtype};
 use super::softmax::position_of;
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1};
-use crate::cpu::copy::move_elements;
 use crate::cpu::par;
-use crate::cpu::pool::Block;
 use crate::cpu::reduce::vectorize;
 use crate::device::Stream;
 use crate::dtype::Element;
-use crate::shape::Layout;
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Tensor, View};
 use crate::{DType, Error, Result, Shape};
 
@@ -238,18 +235,6 @@ fn scan<A: Number>(x: &[A], [outer, n, inner]: [usize; 3], out: &mut [A], how: H
     par::each(tasks.len(), tasks.iter_mut().enumerate(), |(task, parts)| {
         columns(&x[task / blocks * n * inner..], inner, task % blocks * COLUMNS, parts, how);
     });
-}
-
-/// The elements of a view in row-major order, in the type they are added up in.
-fn packed<'a, A: Number>(x: &View<'a>, copy: &'a mut Option<Block>) -> Result<&'a [A]> {
-    if x.dtype() == A::DTYPE && !x.layout().is_contiguous() {
-        let block = copy.insert(Block::new(x.numel() * size_of::<A>())?);
-        let to = Layout::contiguous(x.shape());
-        move_elements(x.data::<A>(), x.layout(), block.typed_mut::<A>(), &to, false);
-        return Ok(block.typed());
-    }
-    let x = wide(x, copy)?;
-    x.slice::<A>().ok_or_else(|| Error::internal("a widened copy is contiguous"))
 }
 
 /// Running sums along `dim`: element i is the sum of elements 0 to i, or of i to the last if `reverse`. Integers give i64.

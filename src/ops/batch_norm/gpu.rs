@@ -7,7 +7,7 @@ use crate::device::kernels::batch_norm as kernels;
 use crate::device::launch::{Src, narrow};
 use crate::device::stream::{Packed, Temp};
 use crate::device::{Stream, copy};
-use crate::ops::gpu::adds;
+use crate::ops::gpu::{adds, packed};
 use crate::shape::Layout;
 use crate::tensor::{Out, View};
 use crate::{DType, Error, Result};
@@ -79,10 +79,6 @@ impl Widened<'_> {
             Widened::Cast(temp) => temp.src(),
         }
     }
-}
-
-fn packed<'a>(stream: &'a Stream, view: Option<&View<'a>>) -> Result<Option<Packed<'a>>> {
-    view.map(|v| stream.contiguous(v)).transpose()
 }
 
 /// Mean and variance of each set of `x`, into the outputs.

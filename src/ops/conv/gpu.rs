@@ -1,7 +1,8 @@
 //! Convolution on a GPU: y, dx and dw as products, and which kernel of `conv.cu` makes each (`kernels/core/conv.cuh` says how an
 //! image stands for a matrix).
 //!
-//! The bits of a result depend on shapes, strides and types alone; k is cut, for dw only, by the same numbers on any card.
+//! The bits of a result depend on shapes, strides, types and, for elements of 16 bits, on whether the operands begin at
+//! multiples of 16 bytes: views that do not go to the plain kernels. k is cut, for dw only, by the same numbers on any card.
 
 #![forbid(unsafe_code)]
 

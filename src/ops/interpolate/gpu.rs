@@ -6,14 +6,9 @@ use super::{Interpolate, Interpolation};
 use crate::Result;
 use crate::device::Stream;
 use crate::device::kernels::interpolate as kernels;
-use crate::ops::gpu::adds;
+use crate::ops::gpu::{adds, pair};
 use crate::ops::pool::image;
 use crate::tensor::{Out, View};
-
-/// Sizes, which `infer` found to be below 2³¹.
-fn pair(numbers: [usize; 2]) -> [u32; 2] {
-    numbers.map(|n| n as u32)
-}
 
 /// Resizes `x`.
 pub(super) fn forward(stream: &Stream, op: &Interpolate, x: &View<'_>, y: &mut Out<'_>) -> Result<()> {

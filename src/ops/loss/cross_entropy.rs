@@ -9,7 +9,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::gpu::{RowPlan, Sums, dy_of, packed, set_divisor, src};
+use super::gpu::{RowPlan, Sums, dy_of, set_divisor};
 use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
 use super::{GRAIN, Reduction, SoftCrossEntropyLoss, no_gradient, same_float, with_some};
 use crate::cpu::par;
@@ -18,6 +18,7 @@ use crate::device::Stream;
 use crate::device::kernels::loss as kernels;
 use crate::device::stream::FaultSlot;
 use crate::dtype::{Element, Float, Real};
+use crate::ops::gpu::{packed, src};
 use crate::ops::index::{Index, bad_index, index_dtype, out_of_range};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};

@@ -5,7 +5,7 @@
 use super::Reduction;
 use crate::device::Stream;
 use crate::device::kernels::loss::{FinishLoss, SetDivisor};
-use crate::device::launch::{Dst, Src};
+use crate::device::launch::Dst;
 use crate::device::stream::{Packed, Temp};
 use crate::tensor::{Out, View};
 use crate::{DType, Result, Shape};
@@ -100,14 +100,4 @@ pub(super) fn set_divisor(s: &Stream, out: &mut Out<'_>, value: f64) -> Result<(
 /// The gradient of rows' losses in row-major order, and the step from row to row: 0 where there is one for all.
 pub(super) fn dy_of<'a>(s: &'a Stream, dy: &View<'a>, reduction: Reduction) -> Result<(Packed<'a>, u64)> {
     Ok((s.contiguous(dy)?, u64::from(reduction == Reduction::None)))
-}
-
-/// The weight in row-major order, if there is one.
-pub(super) fn packed<'a>(s: &'a Stream, view: Option<&View<'a>>) -> Result<Option<Packed<'a>>> {
-    view.map(|view| s.contiguous(view)).transpose()
-}
-
-/// The memory of [`packed`].
-pub(super) fn src<'a>(packed: &'a Option<Packed<'_>>) -> Option<Src<'a>> {
-    packed.as_ref().map(|p| p.src())
 }

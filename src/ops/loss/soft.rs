@@ -8,7 +8,7 @@
 use std::ops::RangeInclusive;
 
 use super::cross_entropy::{SUM, check_logits};
-use super::gpu::{RowPlan, Sums, dy_of, packed, src};
+use super::gpu::{RowPlan, Sums, dy_of};
 use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
 use super::{GRAIN, Reduction, no_gradient, same_float};
 use crate::cpu::par;
@@ -16,6 +16,7 @@ use crate::cpu::simd::vectorize;
 use crate::device::Stream;
 use crate::device::kernels::loss as kernels;
 use crate::dtype::{Element, Float, Real};
+use crate::ops::gpu::{packed, src};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Values};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};

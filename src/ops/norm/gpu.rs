@@ -6,17 +6,9 @@ use super::Tape;
 use crate::device::Stream;
 use crate::device::kernels::norm as kernels;
 use crate::device::launch::{Rows, Src, narrow};
-use crate::device::stream::Packed;
+use crate::ops::gpu::{packed, src};
 use crate::tensor::{Mode, Out, View};
 use crate::{DType, Result};
-
-fn packed<'a>(stream: &'a Stream, view: Option<&View<'a>>) -> Result<Option<Packed<'a>>> {
-    view.map(|v| stream.contiguous(v)).transpose()
-}
-
-fn src<'a>(packed: &'a Option<Packed<'_>>) -> Option<Src<'a>> {
-    packed.as_ref().map(Packed::src)
-}
 
 /// The forward of both norms. `outs`: y, then mean if `centred`, then rstd.
 pub(super) fn forward(

@@ -5,7 +5,7 @@
 use super::{AvgPool2d, Window, image};
 use crate::device::Stream;
 use crate::device::kernels::pool as kernels;
-use crate::ops::gpu::adds;
+use crate::ops::gpu::{adds, pair};
 use crate::tensor::{Out, View};
 use crate::{Result, Shape};
 
@@ -13,11 +13,6 @@ use crate::{Result, Shape};
 pub(super) enum Parts<'a> {
     Windows(&'a AvgPool2d),
     Even,
-}
-
-/// Numbers of both dimensions, which `infer` found to be below 2³¹.
-fn pair(numbers: [usize; 2]) -> [u32; 2] {
-    numbers.map(|n| n as u32)
 }
 
 /// The number of images.

@@ -70,7 +70,7 @@ fn thirds<A>(row: &[A]) -> [&[A]; 3] {
 }
 
 /// What comes from the state.
-enum From<'a, T> {
+enum StatePart<'a, T> {
     /// The state times these weights, and these biases where there are any.
     Weights(PackedFactor<T>, Option<&'a [T]>),
     /// It is given: a cell op.
@@ -82,7 +82,7 @@ struct Inputs<'a, T> {
     sizes: Sizes,
     direction: Direction,
     xw: &'a [T],
-    from: From<'a, T>,
+    from: StatePart<'a, T>,
     h0: &'a [T],
 }
 
@@ -91,8 +91,8 @@ impl<T: Float> Inputs<'_, T> {
     fn sums(&self, first: usize, h: &[T::Acc], sums: &mut [T::Acc]) {
         let width = 3 * self.sizes.hidden;
         match &self.from {
-            From::Given(given) => widen(&given[first * width..][..sums.len()], sums),
-            From::Weights(weights, bias) => {
+            StatePart::Given(given) => widen(&given[first * width..][..sums.len()], sums),
+            StatePart::Weights(weights, bias) => {
                 match bias {
                     Some(bias) => sums.chunks_exact_mut(width).for_each(|row| widen(bias, row)),
                     None => sums.fill(T::Acc::ZERO),
@@ -287,7 +287,7 @@ impl Op for GruCell {
                 sizes,
                 direction: Direction::Forward,
                 xw: packed::<T>(&inputs[0], &mut gx)?,
-                from: From::Given(packed::<T>(&inputs[1], &mut gh)?),
+                from: StatePart::Given(packed::<T>(&inputs[1], &mut gh)?),
                 h0: packed::<T>(&inputs[2], &mut h)?,
             };
             forward_body(&tape, outputs)
@@ -409,7 +409,7 @@ impl Op for Gru {
                 sizes,
                 direction: self.direction,
                 xw: packed::<T>(&inputs[0], &mut xw)?,
-                from: From::Weights(PackedFactor::new(matrix(&inputs[2]).t())?, bias),
+                from: StatePart::Weights(PackedFactor::new(matrix(&inputs[2]).t())?, bias),
                 h0: packed::<T>(&inputs[1], &mut h0)?,
             };
             forward_body(&tape, outputs)

@@ -54,12 +54,6 @@ fn check(op: &'static str, activation: Activation) -> Result<()> {
     }
 }
 
-/// f of all elements.
-#[inline(always)]
-fn activate<A: Real>(activation: Activation, x: &mut [A]) {
-    activation.apply_all(x);
-}
-
 /// The inputs of a pass, in row-major order.
 struct Inputs<'a, T> {
     sizes: Sizes,
@@ -86,7 +80,7 @@ impl<T: Float> Inputs<'_, T> {
             self.recurrent.add(first, hidden, h, sums);
             vectorize(
                 #[inline(always)]
-                || activate(self.op.activation, sums),
+                || self.op.activation.apply_all(sums),
             );
             h.copy_from_slice(sums);
             store_state(h, y.row(t));
