@@ -171,6 +171,40 @@ fn all() -> Vec<Box<dyn Any>> {
     all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[40, 31, 19])]));
     all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[31, 19])]));
     all.extend(recurrent());
+    all.extend(images());
+    all
+}
+
+/// Windows, norms over channels and other sizes of images: more planes than one task takes, and planes of several tasks' size.
+fn images() -> Vec<Box<dyn Any>> {
+    let mut all = Vec::new();
+    for (n, c, input) in [(37, 30, [14, 11]), (2, 6, [130, 141])] {
+        let out = input.map(|size| (size - 1) / 2 + 1);
+        let [large, small] = [input, out].map(|[h, w]| normal(&[n, c, h, w]));
+        let window = Window::new([3, 3]).with_stride([2, 2]).with_padding([1, 1]);
+        all.push(case(MaxPool2d { window }, vec![large.clone()]));
+        let pool = AvgPool2d { window, count_include_pad: false };
+        all.push(case(pool, vec![large.clone()]));
+        all.push(case(AvgPool2dBackward { pool, input }, vec![small.clone()]));
+        all.push(case(AdaptiveAvgPool2d { size: out }, vec![large.clone()]));
+        all.push(case(AdaptiveAvgPool2dBackward { input }, vec![small.clone()]));
+        let mode = Interpolation::Bilinear { align_corners: false };
+        let resize = Interpolate { size: input, scale: None, mode };
+        all.push(case(resize, vec![small.clone()]));
+        all.push(case(InterpolateBackward { resize, input: out }, vec![large.clone()]));
+        let parameter = || normal(&[c]);
+        let (weight, bias, eps) = (true, true, 1e-5);
+        all.push(case(BatchNorm { weight, bias, eps }, vec![large.clone(), parameter(), parameter()]));
+        let norm = GroupNorm { groups: 3, weight, bias, eps };
+        all.push(case(norm, vec![large.clone(), parameter(), parameter()]));
+        let back = |stats: &[usize]| {
+            let (mean, variance) =
+                (Arg::new(stats, Values::Normal(0.1)), Arg::new(stats, Values::Uniform(2.0, 9.0)));
+            vec![large.clone(), mean, variance, large.clone(), parameter()]
+        };
+        all.push(case(BatchNormBackward { weight, bias, eps, training: true }, back(&[c])));
+        all.push(case(GroupNormBackward { groups: 3, weight, bias, eps }, back(&[n, 3])));
+    }
     all
 }
 
