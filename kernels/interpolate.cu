@@ -4,18 +4,9 @@
 // A thread an output; the inputs of neighbours are neighbours. The backward gathers: the outputs that read an element are a range
 // along each dimension, whose ends a search finds, because places rise with the outputs. So there are no atomics and one order of
 // additions. Coordinates are computed as on the CPU, rounding by rounding.
+#include "core/plane.cuh"
 #include "core/reduce.cuh"
 #include "core/vec.cuh"
-
-struct Place { u64 plane; u32 y, x; };
-WS_FN Place place_of(u64 i, u32 height, u32 width) {
-    if (i <= 0xFFFFFFFFu) {
-        const u32 at = u32(i), row = at / width, plane = row / height;
-        return {plane, row - plane * height, at - row * width};
-    }
-    const u64 row = i / width, plane = row / height;
-    return {plane, u32(row - plane * height), u32(i - row * width)};
-}
 
 // What output `o` along a dimension of `size` elements reads: `first` with 1 - weight, `second` with weight.
 struct Tap { u32 first, second; f32 weight; };

@@ -5,19 +5,9 @@
 // belongs to, in ascending order, so there are no atomics and one order of additions; where windows do not overlap that is one
 // window. Images are contiguous; padding is never read.
 #include "core/math.cuh"
+#include "core/plane.cuh"
 #include "core/reduce.cuh"
 #include "core/vec.cuh"
-
-// Where element `i` of planes of height · width stands.
-struct Place { u64 plane; u32 y, x; };
-WS_FN Place place_of(u64 i, u32 height, u32 width) {
-    if (i <= 0xFFFFFFFFu) {
-        const u32 at = u32(i), row = at / width, plane = row / height;
-        return {plane, row - plane * height, at - row * width};
-    }
-    const u64 row = i / width, plane = row / height;
-    return {plane, u32(row - plane * height), u32(i - row * width)};
-}
 
 // The windows along one dimension of `size` elements.
 struct Windows { u32 size, count, kernel, stride, padding, dilation; };
