@@ -277,7 +277,7 @@ fn output_padding_may_reach_a_stride_where_the_dilation_is_larger() {
     let y = x.conv_transpose2d(&w, None, conv, more).unwrap();
     // The definition: pixel (i, j) sends w[r, s] to (i stride - padding + r dilation, …).
     let (xs, ws) = (x.to_f64_vec().unwrap(), w.to_f64_vec().unwrap());
-    let [height, width] = [3 - 4 + 6 + 1 + 2, 8 - 2 + 4 + 1 + 3];
+    let [height, width] = [3 + 6 + 1 + 2 - 4, 8 + 4 + 1 + 3 - 2];
     assert_eq!(y.dims(), [2, 2, height, width]);
     let mut want = vec![0.0; 4 * height * width];
     for (at, v) in xs.iter().enumerate() {
