@@ -1,6 +1,8 @@
 //! Convolutional layers against PyTorch's numbers (`tests/golden/convolutions.json`), their initial values, and bugs that other
 //! engines had in convolution.
 
+#![forbid(unsafe_code)]
+
 use serde_json::Value;
 use warpsmith::nn::{Activation, Conv1d, Conv2d, ConvOptions, ConvTranspose2d, Cx, Module, Scope};
 use warpsmith::ops::Conv;
@@ -154,6 +156,7 @@ fn the_bits_do_not_depend_on_strides() {
     ] {
         let (x, w) = (values(&[3, 4, 9, 11], 1), values(&[8, 4 / conv.groups, 3, 3], 2));
         let want = all(&x, &w, conv).map(|t| bits(&t));
+        assert!(!channels_last(&x).is_contiguous() && !spread(&w, 0).is_contiguous());
         for dim in 0..4 {
             let got = all(&spread(&x, dim), &spread(&w, dim), conv).map(|t| bits(&t));
             assert!(got == want, "{conv:?}: every second element of dimension {dim}");
@@ -163,7 +166,6 @@ fn the_bits_do_not_depend_on_strides() {
             (x.clone(), channels_last(&w)),
             (channels_last(&x), channels_last(&w)),
         ] {
-            assert!(!x.is_contiguous() || !w.is_contiguous());
             assert!(all(&x, &w, conv).map(|t| bits(&t)) == want, "{conv:?}: channels last");
         }
     }
@@ -347,21 +349,20 @@ fn initial_values_are_pytorchs() {
     let bound = |t: &Tensor, b: f64| {
         let all = t.to_f64_vec().unwrap();
         let most = all.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        assert!(most <= b && most > 0.97 * b, "{most}, not just below {b}");
+        assert!(most <= b * 1.000_001 && most > 0.97 * b, "{most}, not just below {b}");
         let (n, mean) = (all.len() as f64, all.iter().sum::<f64>() / all.len() as f64);
         let variance = all.iter().map(|v| v * v).sum::<f64>() / n;
         assert!(mean.abs() < 6.0 * b / (3.0 * n).sqrt() && (variance * 3.0 / (b * b) - 1.0).abs() < 0.1);
     };
-    let arena = Arena::new(DType::F32, Device::Cpu).unwrap();
-    let scope = Scope::new(&arena, 11);
+    // A layer whose values were read takes no more beside it.
+    let scope = || Scope::new(&Arena::new(DType::F32, Device::Cpu).unwrap(), 11);
     let options = ConvOptions { groups: 2, ..ConvOptions::default() };
     // A fan is one filter's elements: in / groups · kernel; transposed, out / groups · kernel.
-    let layer = Conv2d::new(&scope.enter("a"), 32, 64, [3, 5], options).unwrap();
+    let layer = Conv2d::new(&scope(), 32, 64, [3, 5], options).unwrap();
     bound(&layer.params()[0].get().unwrap(), 1.0 / (16f64 * 15.0).sqrt());
-    let layer = ConvTranspose2d::new(&scope.enter("b"), 32, 64, [3, 5], options).unwrap();
+    let layer = ConvTranspose2d::new(&scope(), 32, 64, [3, 5], options).unwrap();
     assert_eq!(layer.params()[0].get().unwrap().dims(), [32, 32, 3, 5]);
     bound(&layer.params()[0].get().unwrap(), 1.0 / (32f64 * 15.0).sqrt());
-    let options = ConvOptions { bias: true, ..ConvOptions::default() };
-    let layer = Conv1d::new(&scope.enter("c"), 8, 4096, [4], options).unwrap();
+    let layer = Conv1d::new(&scope(), 8, 4096, [4], ConvOptions::default()).unwrap();
     bound(&layer.params()[1].get().unwrap(), 1.0 / 32f64.sqrt());
 }
