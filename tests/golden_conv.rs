@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use serde_json::Value;
+use warpsmith::device::sim::SimOptions;
 use warpsmith::nn::{Activation, Conv1d, Conv2d, ConvOptions, ConvTranspose2d, Cx, Module, Scope};
 use warpsmith::ops::Conv;
 use warpsmith::{Arena, DType, Device, ErrorKind, Tensor};
@@ -214,6 +215,29 @@ fn more_than_65535_images_pixels_and_channels() {
     let x = ones(&[1, 70_000, 3]);
     let y = x.conv1d(&ones(&[70_000, 1, 3]), None, Conv { groups: 70_000, ..Conv::default() }).unwrap();
     assert!(y.dims() == [1, 70_000, 1] && sum(&y) == 210_000.0);
+}
+
+#[test]
+fn more_than_65535_images_and_groups_on_the_simulated_gpu() {
+    // Without the checks, which the other tests have: it is many threads.
+    let device = Device::sim_with(SimOptions { seed: 5, ..SimOptions::default() });
+    let there = |t: &Tensor| t.to_device(device).unwrap();
+    let close = |what: &str, gpu: &Tensor, cpu: &Tensor| {
+        assert_eq!(gpu.dims(), cpu.dims(), "{what}");
+        for (i, (a, b)) in gpu.to_f64_vec().unwrap().iter().zip(cpu.to_f64_vec().unwrap()).enumerate() {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{what}[{i}]: {a}, not {b}");
+        }
+    };
+    let plain = Conv::<2>::default();
+    let (x, w) = (values(&[65_600, 1, 1, 2], 1), values(&[1, 1, 1, 2], 2));
+    let [y, dx, _] = all(&x, &w, plain);
+    let [gpu_y, gpu_dx, _] = all(&there(&x), &there(&w), plain);
+    close("y of images", &gpu_y, &y);
+    close("dx of images", &gpu_dx, &dx);
+    let (x, w) = (values(&[1, 65_600, 1, 2], 3), values(&[65_600, 1, 1, 2], 4));
+    let conv = Conv { groups: 65_600, ..plain };
+    let y = |x: &Tensor, w: &Tensor| x.conv2d(w, None, conv).unwrap();
+    close("y of groups", &y(&there(&x), &there(&w)), &y(&x, &w));
 }
 
 #[test]

@@ -216,6 +216,7 @@ fn stack(states: &[Tensor]) -> Result<Tensor> {
 ///
 /// Parameters of layer k: `weight_ih_lk [4 · hidden, inputs]`, `weight_hh_lk [4 · hidden, hidden]`, `bias_ih_lk` and `bias_hh_lk`
 /// `[4 · hidden]`, with gates in the order i, f, g, o, and the same with `_reverse`; all drawn from U(−1/√hidden, 1/√hidden).
+/// A single sequence `[T, inputs]` is refused, here and in the other recurrent layers: call `unsqueeze(1)` first.
 ///
 /// ```
 /// use warpsmith::nn::{Cx, LSTM, RecurrentOptions, Scope};

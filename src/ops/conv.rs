@@ -70,6 +70,9 @@ impl Conv<1> {
 /// `y = f(x ⋆ w + b)`: x `[n, c, h, w]`, w `[out, c / groups, kh, kw]`, optionally b `[out]`; y `[n, out, oh, ow]` with
 /// `oh = (h + 2 padding − dilation (kh − 1) − 1) / stride + 1`, rounded down.
 ///
+/// The pixels around an image count as zeros. Whether an infinite weight times such a zero is NaN or left out is not promised: the
+/// kernels differ in it, on the CPU and on GPUs.
+///
 /// Gradients, with dz = dy · f′: dx by [`ConvInputBackward`], dw by [`ConvWeightBackward`], db = Σ dz over images and pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct Convolution {
@@ -204,6 +207,8 @@ impl Op for Convolution {
 impl Tensor {
     /// Moves the kernels of `weight [out, c / groups, kh, kw]` over the images `self [n, c, h, w]`; `bias [out]` is added. The
     /// result is `[n, out, oh, ow]`, with `oh = (h + 2 padding − dilation (kh − 1) − 1) / stride + 1`, rounded down.
+    ///
+    /// A single image `[c, h, w]` is refused: call `unsqueeze(0)` first.
     ///
     /// Errors: element types that differ or are not floating point; shapes that do not fit; a kernel larger than the padded
     /// image; a stride, dilation or number of groups of 0.
