@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::ErrorKind as Io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind as Io, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -217,6 +217,7 @@ pub fn run(
             None => {}
         }
     }
+    book.tidy()?;
     finish(plan, dir, book)
 }
 
@@ -251,6 +252,13 @@ fn finish(plan: &Plan, dir: &Path, book: Book<'_>) -> Result<Outcome> {
 }
 
 impl Record {
+    /// Its line of the file.
+    fn line(&self) -> Result<String> {
+        let line = serde_json::to_string(self)
+            .map_err(|e| Error::internal("a trial cannot be written as JSON").caused_by(e))?;
+        Ok(line + "\n")
+    }
+
     /// Errors that are not the trial's own come back.
     fn of(rung: usize, run: &Run<'_>, outcome: Result<Finish>) -> Result<Record> {
         let record = Record {
@@ -285,21 +293,29 @@ impl Record {
 struct Book<'a> {
     path: PathBuf,
     plan: &'a Plan,
-    /// By rung and trial: the order of the file, whatever order they came in.
+    /// By rung and trial: the order of the file at the end, whatever order they came in.
     records: Mutex<BTreeMap<(usize, usize), Record>>,
 }
 
 impl<'a> Book<'a> {
     fn open(plan: &'a Plan, dir: &Path) -> Result<Book<'a>> {
         let path = dir.join(TRIALS);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == Io::NotFound => String::new(),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if e.kind() == Io::NotFound => None,
             Err(e) => return Err(Error::io(&path, "read the trials", e)),
         };
+        let text = String::from_utf8_lossy(bytes.as_deref().unwrap_or_default());
+        let mut lines: Vec<&str> = text.lines().collect();
+        // A kill while a line was written leaves its beginning, which ends the file.
+        if !text.ends_with('\n')
+            && lines.last().is_some_and(|line| serde_json::from_str::<Record>(line).is_err())
+        {
+            lines.pop();
+        }
         let rungs = plan.rungs().len();
         let mut records = BTreeMap::new();
-        for (i, line) in text.lines().enumerate() {
+        for (i, line) in lines.into_iter().enumerate() {
             let wrong =
                 |why: &str| Error::data(&path, why.to_owned()).at(&path, Some(i as u64 + 1), None::<String>);
             let record: Record = serde_json::from_str(line).map_err(|e| wrong(&e.to_string()))?;
@@ -315,27 +331,43 @@ impl<'a> Book<'a> {
             }
             records.insert((record.rung, record.trial), record);
         }
-        Ok(Book { path, plan, records: Mutex::new(records) })
+        let book = Book { path, plan, records: Mutex::new(records) };
+        if bytes.is_none_or(|bytes| !bytes.ends_with(b"\n")) {
+            book.tidy()?;
+        }
+        Ok(book)
+    }
+
+    /// Writes the whole file, its lines in order.
+    fn tidy(&self) -> Result<()> {
+        let records = lock(&self.records);
+        let lines = records.values().map(Record::line).collect::<Result<String>>()?;
+        write_atomically(&self.path, |out| {
+            out.write_all(lines.as_bytes()).map_err(|e| Error::io(&self.path, "write", e))
+        })
     }
 
     fn has(&self, rung: usize, trial: usize) -> bool {
         lock(&self.records).contains_key(&(rung, trial))
     }
 
-    /// Writes the record down; returns how many of its rung there are.
+    /// Appends the record to the file; returns how many of its rung there are.
     fn add(&self, record: &Record) -> Result<usize> {
-        // Held while writing, so that an older list does not replace a newer one.
+        let line = record.line()?;
+        // Held while writing, so that lines do not mix.
         let mut records = lock(&self.records);
+        let write = || {
+            let mut file = OpenOptions::new().append(true).open(&self.path)?;
+            let len = file.metadata()?.len();
+            let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_data());
+            if written.is_err() {
+                // Half a line would spoil the next one.
+                let _ = file.set_len(len);
+            }
+            written
+        };
+        write().map_err(|e| Error::io(&self.path, "write", e))?;
         records.insert((record.rung, record.trial), record.clone());
-        let mut text = String::new();
-        for record in records.values() {
-            let line = serde_json::to_string(record)
-                .map_err(|e| Error::internal("a trial cannot be written as JSON").caused_by(e))?;
-            text = text + &line + "\n";
-        }
-        write_atomically(&self.path, |out| {
-            out.write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, "write", e))
-        })?;
         Ok(records.keys().filter(|(rung, _)| *rung == record.rung).count())
     }
 
