@@ -217,6 +217,34 @@ fn bad_searches_are_refused_by_file_key_and_line() {
     place.refuses("tune --config s.toml --trials 2", 2, &["validation part"]);
 }
 
+/// Settings that were drawn before are listed again and not trained again.
+#[test]
+fn the_same_settings_are_trained_once() {
+    let place = Place::new("tune-twice");
+    place.write("fruit.csv", fruit(60));
+    place.write("s.toml", "data = 'fruit.csv'\nepochs = 2\n[search]\nbatch = { choice = [8, 16] }\n");
+    for (method, out) in [("random", "r"), ("halving --eta 2", "h")] {
+        let tune = format!("tune --config s.toml --trials 6 --jobs 2 --method {method} --out {out}");
+        let value = place.json(&tune);
+        assert_eq!(
+            place.path().join(out).join("trials").read_dir().unwrap().count(),
+            2,
+            "the seed draws both"
+        );
+        let trials = value["trials"].as_array().unwrap();
+        assert_eq!(trials.len(), 6);
+        let first = records(&place, out).into_iter().filter(|record| record["rung"] == 0).collect::<Vec<_>>();
+        for a in &first {
+            let twin = first.iter().find(|b| b["settings"] == a["settings"]).unwrap();
+            assert_eq!(a["val_loss"], twin["val_loss"]);
+        }
+        check(&place.text(&format!("{out}/report.html")));
+        let before = place.files(out);
+        place.ok(&tune);
+        assert!(before == place.files(out));
+    }
+}
+
 /// A damaged list of trials is an error with file and line, whatever numbers it has.
 #[test]
 fn hostile_lists_of_trials_are_refused_by_line() {

@@ -4,6 +4,8 @@
 //! of runs side by side nor an interruption changes it. Figures of the test part decide nothing. What a trial is made of is
 //! the caller's business, by way of an [`Objective`].
 //!
+//! Of trials with the same settings the first is trained; the others have its results, and go on to no further rung.
+//!
 //! A search lives in a folder:
 //!
 //! | file | what |

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind as Io, Write};
 use std::path::{Path, PathBuf};
@@ -181,12 +181,16 @@ pub fn run(
     let rungs = plan.rungs();
     let horizon = plan.epochs;
     let book = Book::open(plan, dir)?;
+    let first = first_of_settings(plan);
     let mut candidates: Vec<usize> = (0..plan.trials).collect();
     for (rung, &super::Rung { epochs, trials }) in rungs.iter().enumerate() {
         if rung > 0 {
-            candidates = promoted(book.losses(rung - 1), trials);
+            let losses =
+                book.losses(rung - 1).into_iter().filter(|(trial, _)| first.get(*trial) == Some(trial));
+            candidates = promoted(losses.collect(), trials);
         }
-        let waiting: Vec<usize> = candidates.iter().copied().filter(|&t| !book.has(rung, t)).collect();
+        let is_waiting = |&trial: &usize| first[trial] == trial && !book.has(rung, trial);
+        let waiting: Vec<usize> = candidates.iter().copied().filter(is_waiting).collect();
         let next = AtomicUsize::new(0);
         let fatal = Mutex::new(None);
         let work = || -> Result<()> {
@@ -213,15 +217,28 @@ pub fn run(
         match fatal.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             Some(_) => return Err(interrupted(dir)),
-            None if candidates.iter().any(|&trial| !book.has(rung, trial)) => return Err(interrupted(dir)),
+            None if candidates.iter().any(is_waiting) => return Err(interrupted(dir)),
             None => {}
+        }
+        for &trial in candidates.iter().filter(|&&trial| !book.has(rung, trial)) {
+            let record = Record { trial, ..book.get(rung, first[trial])? };
+            let done = book.add(&record)?;
+            tell(Event { record: &record, done: (done, candidates.len()), rungs: rungs.len() });
         }
     }
     book.tidy()?;
-    finish(plan, dir, book)
+    finish(plan, dir, book, &first)
 }
 
-fn finish(plan: &Plan, dir: &Path, book: Book<'_>) -> Result<Outcome> {
+/// For each trial the first one that has its settings: trained again they would come to the same.
+fn first_of_settings(plan: &Plan) -> Vec<usize> {
+    let mut seen = HashMap::new();
+    (0..plan.trials)
+        .map(|trial| *seen.entry(toml::Value::Table(plan.settings(trial)).to_string()).or_insert(trial))
+        .collect()
+}
+
+fn finish(plan: &Plan, dir: &Path, book: Book<'_>, first: &[usize]) -> Result<Outcome> {
     let trials = book.ranking();
     let best = trials.first().filter(|record| record.val_loss.is_some());
     let best_dir = dir.join(BEST);
@@ -232,7 +249,7 @@ fn finish(plan: &Plan, dir: &Path, book: Book<'_>) -> Result<Outcome> {
         .iter()
         .map(|record| {
             // A trial that diverged in its first epoch has no folder, and no curve.
-            let folder = checkpoint::open(&trial_folder(dir, record.trial)).ok();
+            let folder = checkpoint::open(&trial_folder(dir, first[record.trial])).ok();
             let text = folder.and_then(|(folder, _)| checkpoint::read_log(&folder, u64::MAX).ok());
             text.and_then(|text| crate::train::log::parse(&text).ok()).unwrap_or_default()
         })
@@ -349,6 +366,11 @@ impl<'a> Book<'a> {
 
     fn has(&self, rung: usize, trial: usize) -> bool {
         lock(&self.records).contains_key(&(rung, trial))
+    }
+
+    fn get(&self, rung: usize, trial: usize) -> Result<Record> {
+        let record = lock(&self.records).get(&(rung, trial)).cloned();
+        record.ok_or_else(|| Error::internal(format!("no record of trial {trial} at rung {rung}")))
     }
 
     /// Appends the record to the file; returns how many of its rung there are.
