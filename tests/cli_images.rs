@@ -162,6 +162,11 @@ fn class_folders_are_resized_weighted_and_resumed() {
     let answer = place.ok("predict --model whole --input photos/lying/zz.jpg").stdout;
     assert!(answer.starts_with("file,class,p_lying,p_standing\n"), "{answer}");
     assert_eq!(place.json("eval --model whole --data photos")["rows"], 81);
+    // The worst answers are told by their files.
+    place.ok("report whole");
+    let page = place.text("whole/report.html");
+    assert!(page.contains("<figcaption><b>lying/") || page.contains("<figcaption><b>standing/"), "{page}");
+    assert!(!page.contains("<b>row "), "{page}");
     place.ok("train --data photos --image-size 8x8 --channels 3 --limit 30 --epochs 1 --test-data photos --out tested");
     let info = place.json("info tested");
     assert_eq!(info["source"]["image-size"], "8x8");

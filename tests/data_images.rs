@@ -406,7 +406,12 @@ fn mixing_makes_probabilities_that_add_up() {
     // Values are mixed as values, by the same shares as the inputs.
     let rows: Vec<f32> = (0..20).map(|v| v as f32).collect();
     let inputs = Store::values(rows.clone(), 20, &[1]).unwrap();
-    let table = Arc::new(Part { inputs, targets: Targets::Values(rows), source_rows: (0..20).collect() });
+    let table = Arc::new(Part {
+        inputs,
+        targets: Targets::Values(rows),
+        source_rows: (0..20).collect(),
+        names: Vec::new(),
+    });
     let options =
         LoaderOptions { batch: 20, order: Order::Sequential, last: LastBatch::Keep, prefetch: None };
     let mut mixed =

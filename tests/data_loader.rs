@@ -17,6 +17,7 @@ fn part(rows: usize, columns: usize) -> Arc<Part> {
         inputs: Store::values((0..rows * columns).map(value).collect(), rows, &[columns]).unwrap(),
         targets: Targets::Classes((0..rows as i64).collect()),
         source_rows: (0..rows).collect(),
+        names: Vec::new(),
     })
 }
 

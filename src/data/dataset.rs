@@ -22,6 +22,8 @@ pub struct Part {
     pub targets: Targets,
     /// The row of the table, or the picture, of each row here.
     pub source_rows: Vec<usize>,
+    /// The file of each row where each has one of its own, else none.
+    pub names: Vec<String>,
 }
 
 impl Part {
@@ -39,7 +41,8 @@ impl Part {
         let targets = preparation.target().transform(table, &features.rows)?;
         let notes = features.notes();
         let source_rows = features.rows.clone();
-        Ok((Part { inputs: preparation.store(features)?, targets, source_rows }, notes))
+        let inputs = preparation.store(features)?;
+        Ok((Part { inputs, targets, source_rows, names: Vec::new() }, notes))
     }
 
     /// The pictures `rows` of `images`, targets included.
@@ -49,7 +52,8 @@ impl Part {
     pub fn of_images(preparation: &Preparation, images: &Images, rows: Vec<usize>) -> Result<Self> {
         let inputs = preparation.store_of_images(images, rows.clone())?;
         let targets = preparation.target().transform(images.needed_labels()?, &rows)?;
-        Ok(Part { inputs, targets, source_rows: rows })
+        let names = rows.iter().filter_map(|&row| images.names().get(row).cloned()).collect();
+        Ok(Part { inputs, targets, source_rows: rows, names })
     }
 }
 

@@ -275,6 +275,7 @@ impl Orders {
 ///     inputs: Store::values(vec![1.0, 2.0, 3.0], 3, &[1])?,
 ///     targets: Targets::Classes(vec![0, 1, 0]),
 ///     source_rows: vec![0, 1, 2],
+///     names: Vec::new(),
 /// };
 /// let options = LoaderOptions { batch: 2, order: Order::Sequential, last: LastBatch::Keep, prefetch: None };
 /// let mut loader = Loader::new(Arc::new(part), options)?;
@@ -547,6 +548,7 @@ mod tests {
             inputs: Store::values(vec![0.0; 2], 1, &[2]).unwrap(),
             targets: Targets::Classes(vec![0, 1]),
             source_rows: vec![0, 1],
+            names: Vec::new(),
         };
         let plan = Plan {
             part: Arc::new(part),
@@ -572,6 +574,7 @@ mod tests {
             inputs: Store::values(vec![0.0; 64], 32, &[2]).unwrap(),
             targets: Targets::Classes(vec![0; 32]),
             source_rows: (0..32).collect(),
+            names: Vec::new(),
         };
         let part = Arc::new(part);
         for prefetch in [0, 2] {

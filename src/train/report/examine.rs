@@ -50,6 +50,8 @@ pub enum Findings {
 pub struct Example {
     /// The row of its table, from 1.
     pub row: usize,
+    /// Its file, where each row has one of its own.
+    pub name: Option<String>,
     /// Its share of the loss: `-ln` of the true class's probability, or the squared error in scaled units.
     pub loss: f64,
     /// The true class or value.
@@ -115,6 +117,7 @@ pub fn examine(model: &Model, preparation: &Preparation, judge: Judge, part: &Pa
         part.inputs.gather(&[i], &mut inputs);
         Example {
             row: part.source_rows[i] + 1,
+            name: part.names.get(i).cloned(),
             loss: losses[i],
             truth,
             answer,

@@ -159,12 +159,15 @@ impl Page {
         self.push(format_args!("<div class=\"examples\">\n"));
         for example in examples {
             self.push(format_args!("<figure>"));
+            let name = escape(&example.name.clone().unwrap_or_else(|| format!("row {}", example.row)));
             if let Some(png) = &example.picture {
-                let alt = format!("row {}", example.row);
-                self.push(format_args!("<img alt=\"{alt}\" src=\"data:image/png;base64,{}\"/>", base64(png)));
+                self.push(format_args!(
+                    "<img alt=\"{name}\" src=\"data:image/png;base64,{}\"/>",
+                    base64(png)
+                ));
             }
             let (truth, answer) = (escape(&example.truth), escape(&example.answer));
-            self.push(format_args!("<figcaption><b>row {}</b>", example.row));
+            self.push(format_args!("<figcaption><b>{name}</b>"));
             match example.probabilities {
                 Some((answered, true_class)) => self.push(format_args!(
                     "<span>true {truth} (p {})</span><span{}>answer {answer} (p {})</span>",
