@@ -403,6 +403,12 @@ impl Op for RunningStats {
         if ![DType::F32, DType::F64].contains(&stats.dtype) {
             return Err(Error::dtype(Self::NAME, format!("statistics are f32 or f64, not {}", stats.dtype)));
         }
+        if let Some(other) = inputs.iter().take(4).find(|m| m.dtype != stats.dtype) {
+            return Err(Error::dtype(
+                Self::NAME,
+                format!("statistics of {} and {}", stats.dtype, other.dtype),
+            ));
+        }
         let batches = stats.with_shape(Shape::from_dims(&[])).with_dtype(DType::I64);
         let outputs = vec![stats, stats, batches];
         let complete = inputs.len() == 2 || inputs.len() == 5 && inputs[2..] == outputs;

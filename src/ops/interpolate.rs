@@ -1,7 +1,7 @@
 //! Images of another size: each element of the result reads the nearest element of the input, or four about its place.
 //!
 //! Where element o along a dimension lies in the input is PyTorch's rule, rounding included: with a step of input / output (or
-//! 1 / scale, but not for a nearest one of the same or twice the size), nearest is ⌊o · step⌋ in f32; bilinear is
+//! 1 / scale, but 1 where the size stays, and for a nearest one of twice the size), nearest is ⌊o · step⌋ in f32; bilinear is
 //! (o + ½) · step − ½ but not below 0 or, with corners aligned, o · (input − 1) / (output − 1), in the type that is computed in.
 
 #![forbid(unsafe_code)]
@@ -66,9 +66,8 @@ impl Interpolate {
                 }
             }
             // As PyTorch does on the CPU, whatever the factor says.
-            (Interpolation::Nearest, Some(_)) if [input, 2 * input].contains(&self.size[d]) => {
-                input as f64 / self.size[d] as f64
-            }
+            (_, Some(_)) if input == self.size[d] => 1.0,
+            (Interpolation::Nearest, Some(_)) if 2 * input == self.size[d] => 0.5,
             (_, Some(scale)) => 1.0 / scale[d],
             (_, None) => input as f64 / self.size[d] as f64,
         }

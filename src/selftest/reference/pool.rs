@@ -181,7 +181,7 @@ fn coordinate(op: &ops::Interpolate, d: usize, input: usize, o: usize, exact: bo
     let step = match op.scale {
         _ if corners && output == 1.0 => 0.0,
         _ if corners => (input - 1.0) / (output - 1.0),
-        Some(scale) if !nearest || output != input && output != 2.0 * input => 1.0 / scale[d],
+        Some(scale) if output != input && !(nearest && output == 2.0 * input) => 1.0 / scale[d],
         Some(_) => input / output,
         None => input / output,
     };
