@@ -138,8 +138,8 @@ pub fn input_backward<T: Float>(g: &Geometry, dy: Source<'_, T>, w: Source<'_, T
         all.filter(|(_, axis)| !axis.taps.is_empty()).collect::<Vec<_>>()
     };
     let [rows, columns] = [met(0), met(1)];
-    let whole = |d: usize, met: usize| met == g.stride[d].min(g.image[d]);
-    if !add && !(whole(0, rows.len()) && whole(1, columns.len())) {
+    let lacks = |d: usize, met: usize| met < g.stride[d].min(g.image[d]);
+    if !add && (lacks(0, rows.len()) || lacks(1, columns.len())) {
         let zero = T::from_acc(T::Acc::ZERO);
         par::for_each_chunk_mut(dx, 1 << 16, |_, part| part.fill(zero));
     }

@@ -23,18 +23,21 @@ macro_rules! windowed {
             }
 
             /// The distance between windows.
-            pub fn with_stride(self, stride: [usize; $n]) -> $name {
-                $name { window: self.window.with_stride(stride), ..self }
+            pub fn with_stride(mut self, stride: [usize; $n]) -> $name {
+                self.window = self.window.with_stride(stride);
+                self
             }
 
             /// How far windows reach beyond the edge: at most half of the kernel.
-            pub fn with_padding(self, padding: [usize; $n]) -> $name {
-                $name { window: self.window.with_padding(padding), ..self }
+            pub fn with_padding(mut self, padding: [usize; $n]) -> $name {
+                self.window = self.window.with_padding(padding);
+                self
             }
 
             /// Whether a last window that reaches beyond the padded image counts.
-            pub fn with_ceil_mode(self, ceil_mode: bool) -> $name {
-                $name { window: self.window.with_ceil_mode(ceil_mode), ..self }
+            pub fn with_ceil_mode(mut self, ceil_mode: bool) -> $name {
+                self.window = self.window.with_ceil_mode(ceil_mode);
+                self
             }
         }
     };

@@ -253,9 +253,12 @@ impl Op for Interpolate {
 
 const WHY: &str = "two weights, each a difference of rounded coordinates, and three sums of products";
 
+/// The shape of x, height and width of the result, the factors if it is asked for by these.
+type Resizing = (&'static [usize], [usize; 2], Option<[f64; 2]>);
+
 /// Shapes and sizes of the cases.
 fn resizes() -> impl Iterator<Item = (Vec<usize>, Interpolate)> {
-    let shapes: [(&[usize], [usize; 2], Option<[f64; 2]>); 9] = [
+    let shapes: [Resizing; 9] = [
         (&[2, 3, 3, 4], [6, 8], None),
         (&[1, 2, 5, 7], [3, 4], None),
         (&[2, 3, 4], [7, 5], None),

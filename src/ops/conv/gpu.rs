@@ -78,14 +78,11 @@ fn signed(what: &str, value: usize) -> Result<i64> {
 
 /// Stride, padding and dilation as numbers that stay small.
 pub(super) fn moves(g: &Geometry) -> Result<([i64; 2], [i64; 2], [i64; 2])> {
-    let mut all = [[0; 2]; 3];
-    for d in 0..2 {
-        narrow("the padded image", g.image[d] + 2 * g.padding[d])?;
-        all[0][d] = signed("stride", g.stride[d])?;
-        all[1][d] = signed("padding", g.padding[d])?;
-        all[2][d] = signed("dilation", g.dilation[d])?;
+    for (image, padding) in g.image.iter().zip(g.padding) {
+        narrow("the padded image", image + 2 * padding)?;
     }
-    Ok((all[0], all[1], all[2]))
+    let both = |what: &str, [a, b]: [usize; 2]| Ok::<_, crate::Error>([signed(what, a)?, signed(what, b)?]);
+    Ok((both("stride", g.stride)?, both("padding", g.padding)?, both("dilation", g.dilation)?))
 }
 
 impl<'a> Product<'a> {
