@@ -23,7 +23,7 @@ mod plan;
 mod search;
 mod space;
 
-pub(crate) use page::shown;
+pub use page::shown;
 pub use plan::{Method, Plan, Rung};
 pub use search::{Event, Finish, Objective, Outcome, Record, Run, Status, run};
 pub use space::{Range, Space};

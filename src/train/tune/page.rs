@@ -11,7 +11,7 @@ use crate::train::log::Entry;
 use crate::train::report::{Chart, Page, Scale, Scatter, Series, number};
 
 /// A setting's value as it is shown, and can be given again: texts without quotes.
-pub(crate) fn shown(value: &toml::Value) -> String {
+pub fn shown(value: &toml::Value) -> String {
     match value {
         toml::Value::String(text) => text.clone(),
         other => other.to_string(),
