@@ -319,7 +319,6 @@ fn backward<A: Real>(
     }
     let each = (GRAIN / plane).max(1);
     let count = dx.len() / plane / each + 1;
-    let squares = *window == Window::new([2, 2]) && out[1] >= LANES && !add;
     let tasks = dx.chunks_mut(each * plane).zip(dy.chunks(each * small)).zip(index.chunks(each * small));
     par::each(count, tasks, |((dx, dy), index)| {
         vectorize::<A, _>(
@@ -327,10 +326,6 @@ fn backward<A: Real>(
             || {
                 let planes = dx.chunks_exact_mut(plane).zip(dy.chunks_exact(small));
                 for ((dx, dy), index) in planes.zip(index.chunks_exact(small)) {
-                    if squares {
-                        plane_of_squares(dx, size, (dy, index, out));
-                        continue;
-                    }
                     if !add {
                         dx.fill(A::ZERO);
                     }
@@ -341,39 +336,7 @@ fn backward<A: Real>(
     });
 }
 
-/// The backward of windows of 2 by 2 side by side: each element asks whether it was chosen.
-#[inline(always)]
-fn plane_of_squares<A: Real>(dx: &mut [A], size: [usize; 2], (dy, index, out): (&[A], &[i32], [usize; 2])) {
-    let (width, n) = (size[1], out[1]);
-    for o in 0..out[0] {
-        let (dy, index) = (&dy[o * n..][..n], &index[o * n..][..n]);
-        let (top, bottom) = dx[2 * o * width..][..2 * width].split_at_mut(width);
-        let mut at = 0;
-        while at < n {
-            at = at.min(n - LANES);
-            let dy: &[A; LANES] = dy[at..][..LANES].try_into().expect("as long as that");
-            let index: &[i32; LANES] = index[at..][..LANES].try_into().expect("as long as that");
-            let top: &mut [A; 2 * LANES] =
-                (&mut top[2 * at..][..2 * LANES]).try_into().expect("as long as that");
-            let bottom: &mut [A; 2 * LANES] =
-                (&mut bottom[2 * at..][..2 * LANES]).try_into().expect("as long as that");
-            let (first, width) = ((2 * o * width + 2 * at) as i32, width as i32);
-            for i in 0..LANES {
-                let from = index[i] - (first + 2 * i as i32);
-                let chosen = |place: i32| if from == place { dy[i] } else { A::ZERO };
-                (top[2 * i], top[2 * i + 1]) = (chosen(0), chosen(1));
-                (bottom[2 * i], bottom[2 * i + 1]) = (chosen(width), chosen(width + 1));
-            }
-            at += LANES;
-        }
-        // What lies beyond the last window.
-        top[2 * n..].fill(A::ZERO);
-        bottom[2 * n..].fill(A::ZERO);
-    }
-    dx[2 * out[0] * width..].fill(A::ZERO);
-}
-
-/// The backward of any windows, one after the other.
+/// The windows of a plane, one after the other.
 #[inline(always)]
 fn plane_of_windows<A: Real>(
     window: &Window<2>,
