@@ -10,7 +10,7 @@ pub(super) mod sets;
 
 use std::ops::RangeInclusive;
 
-use self::sets::{Segments, Sets, Tape};
+use self::sets::{Sets, Sums, Tape};
 use super::reduce::{float_only, into_wide, packed, real, store, wide_dtype};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run, run_into, run1};
 use crate::device::Stream;
@@ -125,13 +125,13 @@ pub(super) fn backward<A: Real>(
     };
     let (dx, parameters) = outputs.split_at_mut(1);
     let wanted = parameters.iter().any(|p| p.wanted());
-    let segments = if wanted || found && dx[0].wanted() { Some(Segments::new(sets, &tape)?) } else { None };
+    let sums = if wanted || found && dx[0].wanted() { Some(Sums::new(sets, &tape)?) } else { None };
     if dx[0].wanted() {
-        let segments = segments.as_ref().filter(|_| found);
-        into_wide::<A>(&mut dx[0], |out, add| sets::dx(sets, &tape, segments, (out, add)))?;
+        let sums = sums.as_ref().filter(|_| found);
+        into_wide::<A>(&mut dx[0], |out, add| sets::dx(sets, &tape, sums, (out, add)))?;
     }
-    if let Some(segments) = segments.filter(|_| wanted) {
-        let totals = segments.of_channels::<A>(sets)?;
+    if let Some(sums) = sums.filter(|_| wanted) {
+        let totals = sums.of_channels::<A>(sets)?;
         let there = [has_weight, has_bias];
         let totals = totals.iter().zip(there).filter(|(_, there)| *there).map(|(total, _)| total);
         for (out, total) in parameters.iter_mut().zip(totals).filter(|(out, _)| out.wanted()) {

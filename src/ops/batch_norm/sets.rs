@@ -6,11 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::Result;
 use crate::Shape;
 use crate::cpu::par;
 use crate::cpu::pool::Block;
-use crate::cpu::reduce::{GRAIN, SumOf, sum_slices, vectorize};
+use crate::cpu::reduce::{GRAIN, SumOf, join_rows, sum_slices, vectorize};
 use crate::dtype::Real;
 use crate::ops::reduce::{Axes, folded, sums};
 use crate::tensor::View;
@@ -76,10 +78,14 @@ impl Sets {
         Axes::of(3, |d| d == 2 || d == 0 && self.pooled)
     }
 
+    /// Rows of channels with numbers of their own: one where sets run over the batch.
+    fn rows(&self) -> usize {
+        if self.pooled { 1 } else { self.batch }
+    }
+
     /// A number of each set, given to each of its channels: `[C]` where sets run over the batch, else `[N, C]`.
     fn by_channel<A: Real>(&self, of_set: impl Fn(usize) -> A) -> Vec<A> {
-        let rows = if self.pooled { 1 } else { self.batch };
-        (0..rows * self.channels()).map(|q| of_set(self.set_of(q))).collect()
+        (0..self.rows() * self.channels()).map(|q| of_set(self.set_of(q))).collect()
     }
 }
 
@@ -234,29 +240,83 @@ pub(in crate::ops) struct Tape<'a, A> {
     pub weight: Option<&'a [A]>,
 }
 
-/// Σ dy and Σ dy · x̂ of each segment.
-pub(in crate::ops) struct Segments {
+/// Σ dy and Σ dy · x̂: of each channel where sets run over the batch, else of each segment.
+pub(in crate::ops) struct Sums {
     dy: Block,
     products: Block,
 }
 
-impl Segments {
-    pub fn new<A: Real>(sets: Sets, tape: &Tape<'_, A>) -> Result<Segments> {
-        if sets.length == 1 {
-            let bytes = size_of_val(tape.dy);
-            let (mut dy, mut products) = (Block::new(bytes)?, Block::new(bytes)?);
-            dy.typed_mut::<A>().copy_from_slice(tape.dy);
-            let (means, rstds) = (sets.by_channel(|s| tape.mean[s]), sets.by_channel(|s| tape.rstd[s]));
-            elementwise(
-                sets,
-                [tape.x, tape.dy],
-                [&means, &rstds],
-                (products.typed_mut(), false),
-                #[inline(always)]
-                |[x, dy], [mean, rstd]| dy * (x - mean) * rstd,
-            );
-            return Ok(Segments { dy, products });
+impl Sums {
+    pub fn new<A: Real>(sets: Sets, tape: &Tape<'_, A>) -> Result<Sums> {
+        match (sets.length, sets.pooled) {
+            (1, true) => Sums::of_columns(sets, tape),
+            (1, false) => Sums::of_elements(sets, tape),
+            (_, pooled) => {
+                let segments = Sums::of_segments(sets, tape)?;
+                if !pooled {
+                    return Ok(segments);
+                }
+                let shape = Shape::from_dims(&[sets.batch, sets.channels()]);
+                let total =
+                    |block: &Block| sums::<A>(Axes::of(2, |d| d == 0), &View::of(block.typed::<A>(), shape));
+                Ok(Sums { dy: total(&segments.dy)?, products: total(&segments.products)? })
+            }
         }
+    }
+
+    /// Of each channel of rows of channels, in one pass over them.
+    fn of_columns<A: Real>(sets: Sets, tape: &Tape<'_, A>) -> Result<Sums> {
+        let width = sets.channels();
+        let rows = (GRAIN / width.max(1)).clamp(1, COLUMN_ROWS);
+        let chunks = sets.batch.div_ceil(rows).max(1);
+        let bytes = chunks * width * size_of::<A>();
+        let mut partial = (Block::zeroed(bytes)?, Block::zeroed(bytes)?);
+        let (dy, products) = (partial.0.typed_mut::<A>(), partial.1.typed_mut::<A>());
+        let whole =
+            dy.chunks_exact_mut(width.max(1)).zip(products.chunks_exact_mut(width.max(1))).enumerate();
+        let tiles = whole.flat_map(|(chunk, (dy, products))| {
+            let tiles = dy.chunks_mut(COLUMNS).zip(products.chunks_mut(COLUMNS)).enumerate();
+            tiles.map(move |(tile, sums)| (chunk, tile * COLUMNS, sums))
+        });
+        par::each(chunks * width.div_ceil(COLUMNS), tiles, |(chunk, from, (dy, products))| {
+            let range = chunk * rows..sets.batch.min((chunk + 1) * rows);
+            vectorize::<A, _>(
+                #[inline(always)]
+                || add_columns(tape, width, range, from, dy, products),
+            );
+        });
+        let total = |partial: &mut [A]| -> Result<Block> {
+            join_rows(partial, chunks, width, |a, b| a + b);
+            let mut total = Block::new(width * size_of::<A>())?;
+            total.typed_mut().copy_from_slice(&partial[..width]);
+            Ok(total)
+        };
+        let mut sums = Sums { dy: total(dy)?, products: total(products)? };
+        if sets.batch > 0 {
+            let products = sums.products.typed_mut::<A>().iter_mut();
+            products.zip(tape.rstd).for_each(|(sum, &rstd)| *sum *= rstd);
+        }
+        Ok(sums)
+    }
+
+    /// Of segments of one element.
+    fn of_elements<A: Real>(sets: Sets, tape: &Tape<'_, A>) -> Result<Sums> {
+        let bytes = size_of_val(tape.dy);
+        let (mut dy, mut products) = (Block::new(bytes)?, Block::new(bytes)?);
+        dy.typed_mut::<A>().copy_from_slice(tape.dy);
+        let (means, rstds) = (sets.by_channel(|s| tape.mean[s]), sets.by_channel(|s| tape.rstd[s]));
+        elementwise(
+            sets,
+            [tape.x, tape.dy],
+            [&means, &rstds],
+            (products.typed_mut(), false),
+            #[inline(always)]
+            |[x, dy], [mean, rstd]| dy * (x - mean) * rstd,
+        );
+        Ok(Sums { dy, products })
+    }
+
+    fn of_segments<A: Real>(sets: Sets, tape: &Tape<'_, A>) -> Result<Sums> {
         let (dy, products) = of_segments(
             sets,
             [tape.x, tape.dy],
@@ -270,12 +330,12 @@ impl Segments {
                 (sum_slices([dy], |[dy]| dy), sum_slices([x, dy], |[x, dy]| dy * (x - mean)) * rstd)
             },
         )?;
-        Ok(Segments { dy, products })
+        Ok(Sums { dy, products })
     }
 
     /// Σ dy · x̂ and Σ dy of each channel: the gradients of weight and bias.
     pub fn of_channels<A: Real>(&self, sets: Sets) -> Result<[Block; 2]> {
-        let shape = Shape::from_dims(&[sets.batch, sets.channels()]);
+        let shape = Shape::from_dims(&[sets.rows(), sets.channels()]);
         let total = |block: &Block| sums::<A>(Axes::of(2, |d| d == 0), &View::of(block.typed::<A>(), shape));
         Ok([total(&self.products)?, total(&self.dy)?])
     }
@@ -283,6 +343,7 @@ impl Segments {
     /// Σ dy · weight and Σ dy · weight · x̂ of each set, over the number of its elements.
     fn of_sets<A: Real>(&self, sets: Sets, weight: Option<&[A]>) -> Result<[Vec<A>; 2]> {
         let size = A::of(sets.size() as f64);
+        let shape = Shape::from_dims(&[sets.rows(), sets.groups, sets.per]);
         let average = |block: &Block| -> Result<Vec<A>> {
             let mut weighted: Vec<A> = block.typed::<A>().to_vec();
             if let Some(weight) = weight {
@@ -290,19 +351,56 @@ impl Segments {
                     row.iter_mut().zip(weight).for_each(|(v, &w)| *v *= w);
                 });
             }
-            let total = sums::<A>(sets.axes(), &View::of(&weighted, sets.shape()))?;
+            let total = sums::<A>(sets.axes(), &View::of(&weighted, shape))?;
             Ok(total.typed::<A>().iter().map(|&v| v / size).collect())
         };
         Ok([average(&self.dy)?, average(&self.products)?])
     }
 }
 
+/// Columns that are added up at a time.
+const COLUMNS: usize = 1024;
+/// Rows that one chain runs down, four a step: 32 additions a chain.
+const COLUMN_ROWS: usize = 128;
+
+/// Adds dy and dy · (x − mean) of the rows `range` of `width` columns onto `sums` and `products`, those of the columns from
+/// `from` on: four rows a step, in a tree.
+#[inline(always)]
+fn add_columns<A: Real>(
+    tape: &Tape<'_, A>,
+    width: usize,
+    range: Range<usize>,
+    from: usize,
+    sums: &mut [A],
+    products: &mut [A],
+) {
+    let n = sums.len();
+    let (products, mean) = (&mut products[..n], &tape.mean[from..][..n]);
+    let fours = range.start + range.len() / 4 * 4;
+    for i in (range.start..fours).step_by(4) {
+        let x: [&[A]; 4] = std::array::from_fn(|k| &tape.x[(i + k) * width + from..][..n]);
+        let dy: [&[A]; 4] = std::array::from_fn(|k| &tape.dy[(i + k) * width + from..][..n]);
+        for j in 0..n {
+            let product = |k: usize| dy[k][j] * (x[k][j] - mean[j]);
+            sums[j] += (dy[0][j] + dy[1][j]) + (dy[2][j] + dy[3][j]);
+            products[j] += (product(0) + product(1)) + (product(2) + product(3));
+        }
+    }
+    for i in fours..range.end {
+        let (x, dy) = (&tape.x[i * width + from..][..n], &tape.dy[i * width + from..][..n]);
+        for j in 0..n {
+            sums[j] += dy[j];
+            products[j] += dy[j] * (x[j] - mean[j]);
+        }
+    }
+}
+
 /// dx = rstd · (dy · weight − c₁ − x̂ · c₂), with c₁ and c₂ the averages of dy · weight and dy · weight · x̂ over the set; both 0
-/// without `segments`, where the statistics did not come from x.
+/// without `sums`, where the statistics did not come from x.
 pub(in crate::ops) fn dx<A: Real>(
     sets: Sets,
     tape: &Tape<'_, A>,
-    segments: Option<&Segments>,
+    sums: Option<&Sums>,
     out: (&mut [A], bool),
 ) -> Result<()> {
     let channels = sets.channels();
@@ -311,7 +409,7 @@ pub(in crate::ops) fn dx<A: Real>(
     if let Some(weight) = tape.weight {
         scales.iter_mut().enumerate().for_each(|(q, scale)| *scale *= weight[q % channels]);
     }
-    let Some(segments) = segments else {
+    let Some(sums) = sums else {
         elementwise(
             sets,
             [tape.dy],
@@ -322,7 +420,7 @@ pub(in crate::ops) fn dx<A: Real>(
         );
         return Ok(());
     };
-    let [first, second] = segments.of_sets(sets, tape.weight)?;
+    let [first, second] = sums.of_sets(sets, tape.weight)?;
     let means = sets.by_channel(|s| tape.mean[s]);
     let shifts = sets.by_channel(|s| rstd[s] * first[s]);
     let slopes = sets.by_channel(|s| rstd[s] * rstd[s] * second[s]);
