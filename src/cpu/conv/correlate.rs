@@ -130,9 +130,21 @@ impl<T: Float> Correlation<'_, T> {
                 let weights = &phase.weights[item.group * self.filters * k..][..self.filters * k];
                 let work = Block { planes: &planes, weights, k, width };
                 if self.filters == 1 && self.channels == 1 {
-                    let out = pack::view(sums, pixels + planes.pitch * rows.len() + LANES);
-                    work.single(rows.len(), out);
-                    self.store(&mut out[..pixels], pixels, phase, 0..pixels, &mut item, finish);
+                    let pitch = planes.pitch;
+                    let lines = pack::view(sums, pitch * rows.len() + LANES);
+                    work.single(rows.len(), lines);
+                    if dense && let Ok(mut y) = item.y.reborrow().cast::<T::Acc>() {
+                        let into = y.row(0).chunks_exact_mut(width).zip(lines.chunks(pitch));
+                        if finish.add {
+                            into.for_each(|(y, line)| y.iter_mut().zip(line).for_each(|(y, &sum)| *y += sum));
+                        } else {
+                            into.for_each(|(y, line)| y.copy_from_slice(&line[..width]));
+                        }
+                        self.complete(&mut y, 0..pixels, item.group, &mut item.pre, finish);
+                        continue;
+                    }
+                    (1..rows.len()).for_each(|i| lines.copy_within(i * pitch..i * pitch + width, i * width));
+                    self.store(&mut lines[..pixels], pixels, phase, 0..pixels, &mut item, finish);
                     continue;
                 }
                 for at in (0..pixels).step_by(BLOCK) {
@@ -296,33 +308,37 @@ impl<R: Real> Block<'_, R> {
         }
     }
 
-    /// The sums of one channel and one filter for `rows` rows, at the front of `out`; no tile would be filled by them. They are
-    /// computed for whole lines of the plane, of which `width` elements are results.
-    fn single(&self, rows: usize, out: &mut [R]) {
-        let pitch = self.planes.pitch;
-        let (results, lines) = out.split_at_mut(rows * self.width);
-        let len = (rows - 1) * pitch + self.width;
+    /// The sums of one channel and one filter for `rows` rows, as lines of the plane, of which the first `width` elements are
+    /// results: no tile would be filled by them.
+    fn single(&self, rows: usize, lines: &mut [R]) {
+        let len = (rows - 1) * self.planes.pitch + self.width;
+        let last = self.planes.taps.iter().max().copied().unwrap_or(0);
+        let taps = self.planes.taps.iter().zip(self.weights);
         vectorize(
             #[inline(always)]
             || {
                 for (at, to) in lines[..len].chunks_mut(LANES).enumerate() {
+                    let data = &self.planes.data[at * LANES..];
                     let mut sums = [R::ZERO; LANES];
-                    for (&tap, &w) in self.planes.taps.iter().zip(self.weights) {
-                        let from = &self.planes.data[tap + at * LANES..];
-                        if let Some(from) = from.first_chunk::<LANES>() {
+                    // Nothing here may look at single sums, or they would not stay in registers.
+                    if last + LANES <= data.len() {
+                        for (&tap, &w) in taps.clone() {
+                            let from: &[R; LANES] =
+                                data[tap..].first_chunk().expect("the last tap has as many");
                             for i in 0..LANES {
                                 sums[i] = from[i].mul_add(w, sums[i]);
                             }
-                        } else {
-                            sums.iter_mut().zip(from).for_each(|(sum, &x)| *sum = x.mul_add(w, *sum));
                         }
+                        to.copy_from_slice(&sums[..to.len()]);
+                    } else {
+                        let to = to.iter_mut().enumerate();
+                        to.for_each(|(i, to)| {
+                            let taps = taps.clone().map(|(&tap, &w)| (data[tap + i], w));
+                            *to = taps.fold(R::ZERO, |sum, (x, w)| x.mul_add(w, sum));
+                        });
                     }
-                    to.copy_from_slice(&sums[..to.len()]);
                 }
             },
         );
-        for (to, from) in results.chunks_exact_mut(self.width).zip(lines.chunks(pitch)) {
-            to.copy_from_slice(&from[..self.width]);
-        }
     }
 }
