@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::planes::{Axis, MOVE, Planes, channel_size, gather, moves};
+use super::planes::{Axis, LANES, MOVE, Planes, channel_size, copy, gather, moves};
 use super::{Epilogue, Source};
 use crate::cpu::activation::Activation;
 use crate::cpu::gemm::RUN;
@@ -138,7 +138,10 @@ impl<T: Float> Correlation<'_, T> {
                         if finish.add {
                             into.for_each(|(y, line)| y.iter_mut().zip(line).for_each(|(y, &sum)| *y += sum));
                         } else {
-                            into.for_each(|(y, line)| y.copy_from_slice(&line[..width]));
+                            vectorize(
+                                #[inline(always)]
+                                || into.for_each(|(y, line)| copy(&line[..width], 1, y)),
+                            );
                         }
                         self.complete(&mut y, 0..pixels, item.group, &mut item.pre, finish);
                         continue;
@@ -243,9 +246,6 @@ impl<T: Float> Correlation<'_, T> {
     }
 }
 
-/// Accumulators of [`Block::single`].
-const LANES: usize = 64;
-
 /// The products of one band.
 struct Block<'b, R> {
     planes: &'b Planes<'b, R>,
@@ -312,31 +312,21 @@ impl<R: Real> Block<'_, R> {
     /// results: no tile would be filled by them.
     fn single(&self, rows: usize, lines: &mut [R]) {
         let len = (rows - 1) * self.planes.pitch + self.width;
-        let last = self.planes.taps.iter().max().copied().unwrap_or(0);
         let taps = self.planes.taps.iter().zip(self.weights);
         vectorize(
             #[inline(always)]
             || {
-                for (at, to) in lines[..len].chunks_mut(LANES).enumerate() {
-                    let data = &self.planes.data[at * LANES..];
+                for (at, to) in lines.chunks_exact_mut(LANES).enumerate().take(len.div_ceil(LANES)) {
                     let mut sums = [R::ZERO; LANES];
-                    // Nothing here may look at single sums, or they would not stay in registers.
-                    if last + LANES <= data.len() {
-                        for (&tap, &w) in taps.clone() {
-                            let from: &[R; LANES] =
-                                data[tap..].first_chunk().expect("the last tap has as many");
-                            for i in 0..LANES {
-                                sums[i] = from[i].mul_add(w, sums[i]);
-                            }
+                    // Nothing here looks at single sums, or they would not stay in registers.
+                    for (&tap, &w) in taps.clone() {
+                        let from = &self.planes.data[tap + at * LANES..];
+                        let from: &[R; LANES] = from.first_chunk().expect("planes have elements to spare");
+                        for i in 0..LANES {
+                            sums[i] = from[i].mul_add(w, sums[i]);
                         }
-                        to.copy_from_slice(&sums[..to.len()]);
-                    } else {
-                        let to = to.iter_mut().enumerate();
-                        to.for_each(|(i, to)| {
-                            let taps = taps.clone().map(|(&tap, &w)| (data[tap + i], w));
-                            *to = taps.fold(R::ZERO, |sum, (x, w)| x.mul_add(w, sum));
-                        });
                     }
+                    to.copy_from_slice(&sums);
                 }
             },
         );

@@ -82,6 +82,7 @@ pub(super) fn channel_size(axes: &[Axis; 2], rows: usize) -> usize {
 
 /// A band of an image, `[channel, remainder, row, column]`.
 pub(super) struct Planes<'a, R> {
+    /// Of one channel with [`LANES`] elements to spare, whatever they are.
     pub data: &'a [R],
     /// Elements of a channel.
     pub channel: usize,
@@ -103,7 +104,9 @@ impl<'a, R: Real> Planes<'a, R> {
         buffer: &'a mut Vec<Line>,
     ) -> Self {
         let [height, width] = axes;
-        if let (Some(data), [h], [w]) = (as_computed::<T, R>(image), &height.taps[..], &width.taps[..])
+        // One channel is read with elements to spare, which the image has not.
+        if channels > 1
+            && let (Some(data), [h], [w]) = (as_computed::<T, R>(image), &height.taps[..], &width.taps[..])
             && [h.offset, w.offset] == [0, 0]
             && [height.step, width.step] == [1, 1]
             && (height.places, width.places) == (height.size, width.size)
@@ -115,7 +118,8 @@ impl<'a, R: Real> Planes<'a, R> {
         let (lines, pitch) = (rows + height.halo, width.places + width.halo);
         let plane = lines * pitch;
         let (across, channel) = (width.phases.len(), channel_size(axes, rows));
-        let out = pack::view::<R>(buffer, channels * channel);
+        let all = pack::view::<R>(buffer, channels * channel + LANES);
+        let (out, _) = all.split_at_mut(channels * channel);
         // All zeros at once: a few a line would cost a call each.
         out.fill(R::ZERO);
         // The lines that meet the image.
@@ -146,7 +150,7 @@ impl<'a, R: Real> Planes<'a, R> {
                 taps.push((i * across + j) * plane + row + (w.offset - width.least) as usize);
             }
         }
-        Planes { data: out, channel, pitch, taps }
+        Planes { data: all, channel, pitch, taps }
     }
 }
 
@@ -163,9 +167,9 @@ impl Axis {
     }
 }
 
-/// `to[j] = from[j · stride]`, widened. Short runs are the rule: a few moves, where a call of `memcpy` would cost more.
+/// `to[j] = from[j · stride]`, widened; call it inside [`vectorize`]. Short runs are the rule: a few moves, where a call of `memcpy` would cost more.
 #[inline(always)]
-fn copy<T: Float<Acc = R>, R: Real>(from: &[T], stride: usize, to: &mut [R]) {
+pub(super) fn copy<T: Float<Acc = R>, R: Real>(from: &[T], stride: usize, to: &mut [R]) {
     let len = to.len();
     if stride != 1 {
         return to.iter_mut().enumerate().for_each(|(j, to)| *to = from[j * stride].to_acc());
@@ -182,11 +186,11 @@ fn copy<T: Float<Acc = R>, R: Real>(from: &[T], stride: usize, to: &mut [R]) {
 /// Copies in moves of N elements, the last of which may overlap the one before it; there are at least N.
 #[inline(always)]
 fn pieces<R: Real, const N: usize>(from: &[R], to: &mut [R]) {
-    let last = to.len() - N;
-    for at in (0..last).step_by(N).chain([last]) {
-        if let (Some(to), Some(from)) = (to[at..].first_chunk_mut::<N>(), from[at..].first_chunk::<N>()) {
-            *to = *from;
-        }
+    for (to, from) in to.as_chunks_mut::<N>().0.iter_mut().zip(from.as_chunks::<N>().0) {
+        *to = *from;
+    }
+    if let (Some(to), Some(from)) = (to.last_chunk_mut::<N>(), from.last_chunk::<N>()) {
+        *to = *from;
     }
 }
 
@@ -194,6 +198,9 @@ fn pieces<R: Real, const N: usize>(from: &[R], to: &mut [R]) {
 pub(super) fn as_computed<T: Float, R: Real>(data: &[T]) -> Option<&[R]> {
     if T::DTYPE == <R as Element>::DTYPE { bytemuck::try_cast_slice(data).ok() } else { None }
 }
+
+/// Sums that are computed at once where there is one channel.
+pub(super) const LANES: usize = 64;
 
 /// Elements that are moved at once: a vector of AVX-512 of f32.
 pub(super) const MOVE: usize = 16;

@@ -119,6 +119,7 @@ fn all_loops_are_the_definition_at_sizes_of_several_blocks() {
     check(&sizes([1, 3, 40, 41], [6, 1, 3, 3], 3, 2, 2, 3));
     check(&sizes([2, 5, 33, 34], [5, 1, 3, 3], 2, 1, 1, 5));
     check(&sizes([2, 5, 33, 34], [5, 1, 3, 3], 1, 1, 1, 5));
+    check(&sizes([2, 5, 33, 34], [5, 1, 1, 1], 1, 0, 1, 5));
     check(&sizes([2, 20, 13, 29], [12, 20, 1, 1], 1, 0, 1, 1));
     // Bands: planes of more elements than are prepared at a time.
     check(&sizes([1, 8, 150, 150], [3, 8, 3, 3], 1, 1, 1, 1));
@@ -145,6 +146,15 @@ fn strides_may_differ_along_height_and_width() {
     check(&uneven([1, 2, 1, 1000], [3, 2, 1, 3], [2, 1], [0, 1]));
     check(&uneven([2, 3, 60, 41], [4, 3, 3, 3], [1, 3], [1, 0]));
     check(&uneven([2, 3, 60, 41], [4, 3, 3, 3], [4, 1], [0, 2]));
+}
+
+#[test]
+fn a_kernel_that_meets_no_pixel_sums_to_nothing() {
+    for channels in [1, 2] {
+        let mut s = uneven([1, channels, 2, 100], [2, 1, 2, 1], [1, 1], [5, 0]);
+        (s.g.dilation, s.g.result, s.y) = ([10, 1], [2, 100], [1, 2, 2, 100]);
+        check(&s);
+    }
 }
 
 #[test]
