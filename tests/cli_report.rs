@@ -64,6 +64,19 @@ fn count(place: &Place, dir: &str, tag: &str) -> usize {
     bytes.windows(wanted.len()).filter(|window| *window == wanted).count()
 }
 
+/// The learning rate of an epoch is that of its last step, not of the step that comes next.
+#[test]
+fn the_rate_of_an_epoch_is_that_of_its_last_step() {
+    let place = Place::new("rates");
+    place.write("fruit.csv", fruit(150));
+    place.ok("train --data fruit.csv --batch 8 --epochs 3 --warmup 2 --lr 0.01 --out m");
+    let table = place.text("m/metrics.csv");
+    let column = table.lines().next().unwrap().split(',').position(|name| name == "lr").unwrap();
+    let rates: Vec<f64> =
+        table.lines().skip(1).map(|line| line.split(',').nth(column).unwrap().parse().unwrap()).collect();
+    assert_eq!(rates, [0.005, 0.01, 0.01]);
+}
+
 #[test]
 fn events_go_on_where_the_run_does() {
     let place = Place::new("events");

@@ -245,6 +245,22 @@ fn the_same_settings_are_trained_once() {
     }
 }
 
+/// Where a trial fails at a later rung, those with its settings have failed too, and are not taken for the best.
+#[test]
+fn what_has_the_settings_of_a_failed_trial_has_failed() {
+    let place = Place::new("tune-failed-twin");
+    // A rate that grows beyond what weights can hold, but only after the first rung.
+    place.write(
+        "s.toml",
+        "data = 'digits'\nepochs = 9\nwarmup = 9\nmodel = 'mlp:16'\n[search]\nlr = { choice = [3e17] }\n",
+    );
+    let tune = "tune --config s.toml --trials 9 --method halving --out o";
+    place.fails(tune, 1, &["none of the 9 trials"]);
+    let done = records(&place, "o").iter().filter(|record| record["status"] == "done").count();
+    assert!(done > 0, "the first rung is passed");
+    check(&place.text("o/report.html"));
+}
+
 /// A damaged list of trials is an error with file and line, whatever numbers it has.
 #[test]
 fn hostile_lists_of_trials_are_refused_by_line() {

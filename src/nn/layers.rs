@@ -68,8 +68,9 @@ impl LayerNorm {
         LayerNorm::with_eps(scope, shape, 1e-5)
     }
 
-    /// `eps` is added to the variance.
+    /// `eps` is added to the variance. An error unless it is a number from 0 on.
     pub fn with_eps(scope: &Scope, shape: impl IntoShape, eps: f64) -> Result<LayerNorm> {
+        checked_eps("layer norm", eps)?;
         let shape = shape.into_shape()?;
         let weight = scope.param("weight", shape, Init::Constant(1.0))?;
         let bias = scope.param("bias", shape, Init::Constant(0.0))?;
@@ -88,6 +89,14 @@ impl Module for LayerNorm {
     }
 }
 
+/// Errors unless `eps` can be added to a variance.
+pub(super) fn checked_eps(norm: &str, eps: f64) -> Result<()> {
+    if eps.is_finite() && eps >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{norm}'s eps is {eps}: expected a number from 0 on")))
+}
+
 /// Root-mean-square normalisation over the trailing dimensions `shape`; parameter `weight` (ones) of that shape.
 #[derive(Clone)]
 pub struct RmsNorm {
@@ -98,7 +107,9 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     /// `eps` is added to the mean square; PyTorch's default is the dtype's machine epsilon, large models use 1e-5 or 1e-6.
+    /// An error unless it is a number from 0 on.
     pub fn new(scope: &Scope, shape: impl IntoShape, eps: f64) -> Result<RmsNorm> {
+        checked_eps("RMS norm", eps)?;
         let shape = shape.into_shape()?;
         Ok(RmsNorm { weight: scope.param("weight", shape, Init::Constant(1.0))?, shape, eps })
     }

@@ -4,6 +4,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::layers::checked_eps;
 use super::{Cx, Init, Module, Scope};
 use crate::ops::{RunningStats, update_running_stats};
 use crate::param::Buffer;
@@ -43,9 +44,7 @@ impl Channels {
         if channels == 0 {
             return Err(Error::argument("batch norm needs at least one channel"));
         }
-        if !(options.eps.is_finite() && options.eps >= 0.0) {
-            return Err(Error::argument(format!("batch norm's eps is {}", options.eps)));
-        }
+        checked_eps("batch norm", options.eps)?;
         if let Some(momentum) = options.momentum.filter(|m| !(0.0..=1.0).contains(m)) {
             return Err(Error::argument(format!("batch norm's momentum {momentum} is not in [0, 1]")));
         }
@@ -160,9 +159,7 @@ impl GroupNorm {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return Err(Error::argument(format!("{channels} channels do not fall into {groups} groups")));
         }
-        if !(eps.is_finite() && eps >= 0.0) {
-            return Err(Error::argument(format!("group norm's eps is {eps}")));
-        }
+        checked_eps("group norm", eps)?;
         let weight = scope.param("weight", channels, Init::Constant(1.0))?;
         let bias = scope.param("bias", channels, Init::Constant(0.0))?;
         Ok(GroupNorm { weight, bias, groups, eps })

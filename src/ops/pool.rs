@@ -67,7 +67,7 @@ impl<const N: usize> Window<N> {
     }
 
     /// The number of windows along dimension `d` of `size` elements.
-    fn count(&self, op: &'static str, d: usize, size: usize) -> Result<usize> {
+    pub(crate) fn count(&self, op: &'static str, d: usize, size: usize) -> Result<usize> {
         let (kernel, stride, padding) = (self.kernel[d], self.stride[d], self.padding[d]);
         let dilation = self.dilation[d];
         if kernel == 0 || stride == 0 || dilation == 0 {
@@ -99,6 +99,20 @@ impl<const N: usize> Window<N> {
         };
         let count = room / stride + 1;
         Ok(if self.ceil_mode && (count - 1) * stride >= size + padding { count - 1 } else { count })
+    }
+
+    /// The number of windows, each of which must have an element of the image: a maximum over nothing is none.
+    pub(crate) fn count_of_some(&self, op: &'static str, d: usize, size: usize) -> Result<usize> {
+        let count = self.count(op, d, size)?;
+        // Without dilation no window can miss the image.
+        let empty = (0..count).find(|&o| self.dilation[d] > 1 && self.taps(d, size, o).1 == 0);
+        match empty {
+            None => Ok(count),
+            Some(o) => {
+                let message = format!("window {o} of {self:?} has no element of an image of {size}");
+                Err(Error::shape(op, message))
+            }
+        }
     }
 
     /// The elements of window `o` along dimension `d` of `size` elements that lie within: the first, and how many.

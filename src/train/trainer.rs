@@ -205,6 +205,13 @@ impl Trainer {
         let per_epoch = self.train.batches_per_epoch() as u64;
         let schedule = config.schedule.over_steps(per_epoch);
         let warmup = (config.warmup * per_epoch as f64).round() as u64;
+        // The rate of a step, counted from 0.
+        let lr = |plateau: &Option<(_, PlateauState)>, step: u64| match (&schedule, plateau) {
+            (Some(schedule), _) => schedule.lr(config.lr, step, warmup, config.horizon * per_epoch),
+            (None, Some((_, state))) if step < warmup => state.lr * (step + 1) as f64 / warmup as f64,
+            (None, Some((_, state))) => state.lr,
+            (None, None) => config.lr,
+        };
         let mut last_save: Option<Instant> = None;
         let mut first_step = None;
         let mut samples = 0;
@@ -213,27 +220,17 @@ impl Trainer {
             if stop.load(Relaxed) {
                 return self.interrupt(observer);
             }
-            let lr = match (&schedule, &self.plateau) {
-                (Some(schedule), _) => {
-                    schedule.lr(config.lr, self.progress.steps, warmup, config.horizon * per_epoch)
-                }
-                (None, Some((_, state))) if self.progress.steps < warmup => {
-                    state.lr * (self.progress.steps + 1) as f64 / warmup as f64
-                }
-                (None, Some((_, state))) => state.lr,
-                (None, None) => config.lr,
-            };
-            self.optimizer.set_lr(lr)?;
             let Some(batch) = self.train.next_batch()? else {
                 let clock = std::mem::replace(&mut epoch_clock, (Instant::now(), samples));
                 let rate = (samples - clock.1) as f64 / clock.0.elapsed().as_secs_f64();
-                self.finish_epoch(lr, rate, observer)?;
+                self.finish_epoch(lr(&self.plateau, self.progress.steps.saturating_sub(1)), rate, observer)?;
                 if last_save.is_none_or(|t| t.elapsed() > SAVE_INTERVAL) {
                     self.save_checkpoint(observer)?;
                     last_save = Some(Instant::now());
                 }
                 continue;
             };
+            self.optimizer.set_lr(lr(&self.plateau, self.progress.steps))?;
             let rows = batch.rows.len();
             let x = Tensor::from_slice(
                 &batch.features,

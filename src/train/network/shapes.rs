@@ -6,78 +6,40 @@
 #![forbid(unsafe_code)]
 
 use super::layer::{
-    AvgPoolLayer, ConvLayer, ConvTransposeLayer, Layer, LayerKind, MaxPoolLayer, Sizes, Steps,
+    AvgPoolLayer, BatchNormLayer, ConvLayer, ConvTransposeLayer, Layer, LayerKind, MaxPoolLayer, Sizes, Steps,
 };
+use crate::ops::Window;
 use crate::{Error, Result};
 
-/// How a window moves along a dimension.
-#[derive(Clone, Copy)]
-struct Moves {
-    kernel: usize,
-    stride: usize,
-    padding: usize,
-    dilation: usize,
-    ceil: bool,
-}
-
-/// The number of windows along a dimension of `size`. PyTorch's rule, as in the documentation of `torch.nn.MaxPool2d`.
-fn windows(what: &str, size: usize, moves: Moves) -> Result<usize> {
-    let Moves { kernel, stride, padding, dilation, ceil } = moves;
-    let zero = [("kernel_size", kernel), ("stride", stride), ("dilation", dilation)];
-    if let Some((name, _)) = zero.into_iter().find(|(_, n)| *n == 0) {
-        return Err(Error::argument(format!("{what}: {name} 0: expected at least 1")));
-    }
-    let padded = padding.checked_mul(2).and_then(|both| both.checked_add(size));
-    let reach = dilation.checked_mul(kernel - 1).and_then(|n| n.checked_add(1));
-    match (padded, reach) {
-        (Some(padded), Some(reach)) if reach <= padded => {
-            let room = padded - reach;
-            let count = if ceil { room.div_ceil(stride) } else { room / stride } + 1;
-            // A window that starts behind the picture and its left padding is none.
-            Ok(if ceil && (count - 1) * stride >= size + padding { count - 1 } else { count })
-        }
-        _ => Err(Error::argument(format!(
-            "{what}: a window of {kernel} (dilation {dilation}) does not fit into {size} with {padding} of padding \
-             on both sides"
-        ))),
-    }
-}
-
-/// `moves` tells how the window moves along dimension `i`.
-fn pooled<const N: usize>(what: &str, input: &[usize], moves: impl Fn(usize) -> Moves) -> Result<Vec<usize>> {
+/// What becomes of a picture under windows: `count` tells how many there are along dimension `i` of so many elements.
+fn pooled<const N: usize>(
+    what: &str,
+    input: &[usize],
+    count: impl Fn(usize, usize) -> Result<usize>,
+) -> Result<Vec<usize>> {
     let mut shape = ranked(what, input, N + 1)?.to_vec();
     for i in 0..N {
-        let moves = moves(i);
-        if moves.padding > moves.kernel / 2 {
-            let Moves { padding, kernel, .. } = moves;
-            let message = format!("{what}: padding {padding} is more than half of the window {kernel}");
-            return Err(Error::argument(message));
-        }
-        shape[1 + i] = windows(what, shape[1 + i], moves)?;
+        shape[1 + i] =
+            count(i, shape[1 + i]).map_err(|e| Error::argument(format!("{what}: {}", e.message())))?;
     }
     Ok(shape)
 }
 
 fn max_pooled<const N: usize>(what: &str, input: &[usize], p: &MaxPoolLayer<N>) -> Result<Vec<usize>> {
-    let stride = p.stride.unwrap_or(p.kernel_size);
-    pooled::<N>(what, input, |i| Moves {
-        kernel: p.kernel_size.0[i],
-        stride: stride.0[i],
-        padding: p.padding.0[i],
-        dilation: p.dilation.0[i],
-        ceil: p.ceil_mode,
-    })
+    let window = Window::new(p.kernel_size.0)
+        .with_stride(p.stride.unwrap_or(p.kernel_size).0)
+        .with_padding(p.padding.0)
+        .with_dilation(p.dilation.0)
+        .with_ceil_mode(p.ceil_mode);
+    pooled::<N>(what, input, |i, size| window.count_of_some("max_pool", i, size))
 }
 
 fn avg_pooled<const N: usize>(what: &str, input: &[usize], p: &AvgPoolLayer<N>) -> Result<Vec<usize>> {
-    let stride = p.stride.unwrap_or(p.kernel_size);
-    pooled::<N>(what, input, |i| Moves {
-        kernel: p.kernel_size.0[i],
-        stride: stride.0[i],
-        padding: p.padding.0[i],
-        dilation: 1,
-        ceil: p.ceil_mode,
-    })
+    let window = Window::new(p.kernel_size.0)
+        .with_stride(p.stride.unwrap_or(p.kernel_size).0)
+        .with_padding(p.padding.0)
+        .with_ceil_mode(p.ceil_mode);
+    pooled::<N>(what, input, |i, size| window.count("avg_pool", i, size))
 }
 
 /// Errors unless the channels can be divided into the groups.
@@ -124,14 +86,21 @@ fn convolved<const N: usize>(what: &str, input: &[usize], conv: &ConvLayer<N>) -
     grouped(what, shape[0], conv.out_channels, conv.groups)?;
     shape[0] = conv.out_channels;
     for i in 0..N {
-        let moves = Moves {
-            kernel: conv.kernel_size.0[i],
-            stride: conv.stride.0[i],
-            padding: conv.padding.0[i],
-            dilation: conv.dilation.0[i],
-            ceil: false,
-        };
-        shape[1 + i] = windows(what, shape[1 + i], moves)?;
+        let (kernel, stride, dilation) = (conv.kernel_size.0[i], conv.stride.0[i], conv.dilation.0[i]);
+        for (name, n) in [("kernel_size", kernel), ("stride", stride), ("dilation", dilation)] {
+            at_least_one(what, name, n)?;
+        }
+        let (size, padding) = (shape[1 + i], conv.padding.0[i]);
+        let padded = padding.checked_mul(2).and_then(|both| both.checked_add(size));
+        let reach = dilation.checked_mul(kernel - 1).and_then(|n| n.checked_add(1));
+        let room = padded.zip(reach).and_then(|(padded, reach)| padded.checked_sub(reach));
+        let room = room.ok_or_else(|| {
+            Error::argument(format!(
+                "{what}: a window of {kernel} (dilation {dilation}) does not fit into {size} with {padding} of padding \
+                 on both sides"
+            ))
+        })?;
+        shape[1 + i] = room / stride + 1;
     }
     Ok(shape)
 }
@@ -153,6 +122,22 @@ pub(super) fn numel(what: &str, shape: &[usize]) -> Result<usize> {
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
     let counted = count.filter(|&count| count <= isize::MAX as usize);
     counted.ok_or_else(|| Error::argument(format!("{what}: an example of the shape {shape:?} is too large")))
+}
+
+/// Errors unless `eps` can be added to a variance.
+fn is_eps(what: &str, eps: f64) -> Result<()> {
+    if eps.is_finite() && eps >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{what}: eps {eps}: expected a number from 0 on")))
+}
+
+fn batch_normed(what: &str, norm: &BatchNormLayer) -> Result<()> {
+    is_eps(what, norm.eps)?;
+    if (0.0..=1.0).contains(&norm.momentum) {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{what}: momentum {} is not in [0, 1]", norm.momentum)))
 }
 
 fn is_probability(what: &str, p: f64) -> Result<()> {
@@ -195,10 +180,16 @@ impl LayerKind {
                 let shape = ranked(what, input, 3)?;
                 vec![shape[0], shape[1].saturating_mul(factor), shape[2].saturating_mul(factor)]
             }
-            LayerKind::BatchNorm1d(_) if input.len() == 1 => input.to_vec(),
-            LayerKind::BatchNorm1d(_) => ranked(what, input, 2)?.to_vec(),
-            LayerKind::BatchNorm2d(_) => ranked(what, input, 3)?.to_vec(),
-            LayerKind::GroupNorm { num_groups, .. } => {
+            LayerKind::BatchNorm1d(norm) => {
+                batch_normed(what, norm)?;
+                if input.len() == 1 { input.to_vec() } else { ranked(what, input, 2)?.to_vec() }
+            }
+            LayerKind::BatchNorm2d(norm) => {
+                batch_normed(what, norm)?;
+                ranked(what, input, 3)?.to_vec()
+            }
+            LayerKind::GroupNorm { num_groups, eps } => {
+                is_eps(what, *eps)?;
                 let channels = *input.first().unwrap_or(&0);
                 if *num_groups == 0 || channels == 0 || !channels.is_multiple_of(*num_groups) {
                     let message =
@@ -231,12 +222,14 @@ impl LayerKind {
                 input.to_vec()
             }
             LayerKind::Flatten {} => vec![numel(what, input)?],
-            LayerKind::LayerNorm { .. } | LayerKind::RmsNorm { .. } if input.is_empty() => {
-                return Err(ranked(what, input, 1).unwrap_err());
+            LayerKind::LayerNorm { eps } | LayerKind::RmsNorm { eps } => {
+                is_eps(what, *eps)?;
+                if input.is_empty() {
+                    return Err(ranked(what, input, 1).unwrap_err());
+                }
+                input.to_vec()
             }
-            LayerKind::LayerNorm { .. }
-            | LayerKind::RmsNorm { .. }
-            | LayerKind::Relu {}
+            LayerKind::Relu {}
             | LayerKind::Gelu {}
             | LayerKind::Silu {}
             | LayerKind::Tanh {}

@@ -263,6 +263,11 @@ layers = [
     let recurrent = "layers = [{ type = 'gru', hidden_size = 3, num_layers = 2, bias = false, bidirectional = true, dropout = 0.1 }]";
     let network = Network::from_toml(recurrent, "mine", None, None).unwrap().unwrap();
     assert_eq!(built(&network, &[5, 4], 2).1.len(), 2 * 2 * 2 + 2);
+    // A window that is larger than the picture, which reaches over the edge.
+    let over = "layers = [{ type = 'max_pool2d', kernel_size = 3, stride = 2, ceil_mode = true }, { type = 'flatten' }]";
+    let network = Network::from_toml(over, "mine", None, None).unwrap().unwrap();
+    assert_eq!(network.output_shape(&[1, 2, 2]).unwrap(), [1]);
+    assert_eq!(built(&network, &[1, 2, 2], 2).0, [2, 2]);
 }
 
 #[test]
@@ -313,6 +318,19 @@ fn faults_name_the_layer() {
         "2 groups",
     );
     refused("layers = [{ type = 'max_pool2d', kernel_size = 2, padding = 2 }]", &[2, 4, 4], "more than half");
+    let missing = "layers = [{ type = 'max_pool2d', kernel_size = 2, padding = 1, dilation = 9 }]";
+    refused(missing, &[1, 8, 8], "no element of an image of 8");
+    for (norm, example) in [("layer_norm", &[4][..]), ("rms_norm", &[4]), ("batch_norm2d", &[2, 4, 4])] {
+        for eps in ["-0.01", "nan"] {
+            refused(
+                &format!("layers = [{{ type = '{norm}', eps = {eps} }}]"),
+                example,
+                "expected a number from 0",
+            );
+        }
+    }
+    refused("layers = [{ type = 'group_norm', num_groups = 2, eps = -1.0 }]", &[4], "eps -1");
+    refused("layers = [{ type = 'batch_norm1d', momentum = 7.0 }]", &[4], "momentum 7");
     refused(
         "layers = [{ type = 'conv2d', out_channels = 3, kernel_size = 1 }]",
         &[16],

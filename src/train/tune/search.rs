@@ -239,7 +239,7 @@ fn first_of_settings(plan: &Plan) -> Vec<usize> {
 }
 
 fn finish(plan: &Plan, dir: &Path, book: Book<'_>, first: &[usize]) -> Result<Outcome> {
-    let trials = book.ranking();
+    let trials = book.ranking(first);
     let best = trials.first().filter(|record| record.val_loss.is_some());
     let best_dir = dir.join(BEST);
     if let Some(record) = best {
@@ -400,14 +400,16 @@ impl<'a> Book<'a> {
         of_rung.filter_map(|record| Some((record.trial, record.val_loss?))).collect()
     }
 
-    /// The last record of each trial, the best first. A trial that failed at a later rung has failed.
-    fn ranking(self) -> Vec<Record> {
+    /// The last record of each trial, the best first. A trial that failed at a later rung has failed, and with it those that have
+    /// its settings.
+    fn ranking(self, first: &[usize]) -> Vec<Record> {
         let records = self.records.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut last = BTreeMap::new();
         for record in records.into_values().filter(|record| record.trial < self.plan.trials) {
             last.insert(record.trial, record);
         }
-        let mut ranking: Vec<Record> = last.into_values().collect();
+        let of = |trial: usize| last.get(&first[trial]).map(|record| Record { trial, ..record.clone() });
+        let mut ranking: Vec<Record> = (0..first.len()).filter_map(of).collect();
         let loss = |record: &Record| record.val_loss.unwrap_or(f64::INFINITY);
         ranking.sort_by(|a, b| loss(a).total_cmp(&loss(b)));
         ranking
