@@ -4,6 +4,7 @@
 use std::io::{Cursor, Write};
 
 use proptest::prelude::*;
+use warpsmith::data::{ArraySet, ImageOptions, Images};
 use warpsmith::io::HostTensor;
 use warpsmith::io::npy;
 use warpsmith::io::npz::Npz;
@@ -134,6 +135,110 @@ fn zip_bombs_are_refused() {
     assert!(refused(&shared).message().contains("share bytes"));
 }
 
+/// Memory is taken for what has been inflated, not for what header and directory agree to promise.
+#[test]
+fn memory_is_not_taken_for_promises() {
+    const PROMISED: usize = 1 << 30;
+    fn peak() -> usize {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmPeak:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
+    }
+    // Bytes that deflate makes nothing smaller of, but enough of them for the promise.
+    let mut state = 1u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    let mut bytes = array(&[]);
+    let at = places(&bytes, b"(0,)")[0];
+    let shape = format!("({},), }}", PROMISED / 4);
+    bytes[at..at + shape.len()].copy_from_slice(shape.as_bytes());
+    let size = bytes.len() + PROMISED;
+    bytes.extend((0..PROMISED / 1000).map(|_| noise()));
+    let mut lying = archive(&[("x.npy", &bytes)]);
+    patch(&mut lying, 0, SIZE, &(size as u32).to_le_bytes());
+    let before = peak();
+    let error = refused(&lying);
+    assert!(error.kind() == ErrorKind::Data && error.message().contains("truncated"), "{error}");
+    assert!(error.message().contains("expected 1073741824 bytes"), "{error}");
+    // Other tests run beside this one, and take less than that.
+    assert!(peak() - before < PROMISED / 2, "{} bytes", peak() - before);
+}
+
+#[test]
+fn a_header_is_read_alone() {
+    let x = array(&(0..100).map(|i| i as f32).collect::<Vec<_>>());
+    let mut damaged = archive_by(CompressionMethod::Stored, &[("x.npy", &x), ("y.npy", &array(&[]))]);
+    let last = places(&damaged, b"PK\x03\x04")[1] - 1;
+    damaged[last] ^= 1;
+    let mut npz = Npz::from_bytes("a.npz", &damaged).unwrap();
+    assert_eq!(npz.header("x").unwrap(), (DType::F32, vec![100]));
+    assert_eq!(npz.header("y").unwrap(), (DType::F32, vec![0]));
+    assert_eq!(npz.read("x").unwrap_err().kind(), ErrorKind::Data);
+    assert!(npz.header("z").unwrap_err().message().contains("no array 'z'"));
+    // It must promise what the directory does.
+    let mut short = archive(&[("x.npy", &x)]);
+    patch(&mut short, 0, SIZE, &(x.len() as u32 - 4).to_le_bytes());
+    let error = Npz::from_bytes("a.npz", &short).unwrap().header("x").unwrap_err();
+    assert!(error.message().contains("truncated: expected 400 bytes"), "{error}");
+    assert!(error.message().contains("found 396"), "{error}");
+    let mut object = x;
+    let at = places(&object, b"<f4")[0];
+    object[at..at + 3].copy_from_slice(b"|O ");
+    let bytes = archive(&[("x.npy", &object)]);
+    let error = Npz::from_bytes("a.npz", &bytes).unwrap().header("x").unwrap_err();
+    assert!(error.message().contains("pickle"), "{error}");
+}
+
+/// What a model is measured on is all that is read: the training arrays here cannot be.
+#[test]
+fn measuring_reads_the_test_part_alone() {
+    let file = std::env::temp_dir().join(format!("warpsmith-npz-measured-{}.npz", std::process::id()));
+    let npy = |dtype, shape: &[usize], bytes: Vec<u8>| {
+        let mut file = Vec::new();
+        npy::write_to(&mut file, &HostTensor::new(dtype, shape, bytes).unwrap()).unwrap();
+        file
+    };
+    let labels = npy(DType::U8, &[2], vec![0, 1]);
+    let pictures = npy(DType::U8, &[2, 3, 4], (0..24).collect());
+    let matrix = npy(DType::F32, &[2, 3], vec![0; 24]);
+    let broken = b"not an npy file".as_slice();
+    let write = |x_test: &[u8]| {
+        let all = [
+            ("x_train.npy", broken),
+            ("y_train.npy", broken),
+            ("x_test.npy", x_test),
+            ("y_test.npy", &labels),
+        ];
+        std::fs::write(&file, archive(&all)).unwrap();
+    };
+    let open = || Images::open(&file, &ImageOptions::default());
+
+    write(&pictures);
+    let images = open().unwrap();
+    assert_eq!((images.len(), images.shape(), images.pixels()[23]), (2, [1, 3, 4], 23));
+    assert!(images.labels().is_some());
+    let error = ArraySet::measured_table(&file).unwrap_err();
+    assert!(error.message().contains("expected a table as in training, found pictures"), "{error}");
+    assert!(ArraySet::read_npz(&file).unwrap_err().to_string().contains("x_train.npy"));
+
+    write(&matrix);
+    let table = ArraySet::measured_table(&file).unwrap();
+    assert_eq!((table.rows(), table.names().len()), (2, 4));
+    let error = open().unwrap_err();
+    assert!(error.message().contains("expected pictures"), "{error}");
+
+    // That it is of another kind, its header tells: the numbers behind it are damaged, and not read.
+    let mut bytes = archive_by(CompressionMethod::Stored, &[("x.npy", &matrix)]);
+    let last = places(&bytes, b"PK\x01\x02")[0] - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert!(open().unwrap_err().message().contains("expected pictures"));
+    assert!(!ArraySet::measured_table(&file).unwrap_err().message().contains("expected"));
+    std::fs::remove_file(&file).unwrap();
+}
+
 #[test]
 fn doubled_names_other_methods_and_damage_are_refused() {
     let x = array(&(0..100).map(|i| i as f32).collect::<Vec<_>>());
@@ -179,8 +284,10 @@ proptest! {
         if let Ok(mut npz) = Npz::from_bytes("a.npz", &bytes) {
             let names: Vec<String> = npz.names().map(str::to_owned).collect();
             for name in names {
+                let header = npz.header(&name);
                 if let Ok(array) = npz.read(&name) {
                     prop_assert!(array.bytes().len() < 1 << 20);
+                    prop_assert_eq!(header.unwrap(), (array.dtype(), array.shape().to_vec()));
                 }
             }
         }

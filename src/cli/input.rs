@@ -146,10 +146,7 @@ impl Source {
                 let name = schema.target.as_ref().map_or(NPY_TARGET, |(name, _)| name);
                 schema.match_table(read_npy(x, y.as_deref(), name)?, target)
             }
-            Source::Npz(file) => match ArraySet::read_npz(file)? {
-                ArraySet::Tables { train, test } => schema.match_table(test.unwrap_or(train), target),
-                ArraySet::Images(_) => no_table(file),
-            },
+            Source::Npz(file) => schema.match_table(ArraySet::measured_table(file)?, target),
             Source::FashionMnist => no_table(Path::new("fashion-mnist")),
             Source::Folder(dir) => no_table(dir),
         }

@@ -13,7 +13,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use super::npy::Coding;
-use super::{HostTensor, byte_len, inflated_limit, open_regular, read_vec};
+use super::{HostTensor, byte_len, check_memory, inflated_limit, open_regular, read_vec};
 use crate::{DType, Error, Result};
 
 /// The first two bytes of a gzipped file.
@@ -84,6 +84,8 @@ fn read_array(file: &Path, from: &mut dyn Read, limit: u64) -> Result<HostTensor
             format!("truncated: an array {shape:?} needs {bytes} bytes, which the file cannot hold");
         return Err(Error::data(file, message));
     }
+    let widened = if coding.dtype.size() == coding.width { 0 } else { elements * coding.dtype.size() };
+    check_memory(file, bytes.saturating_add(widened), "elements")?;
     let data = read_vec(file, from, bytes, "elements")?;
     // Also where a gzipped file's checksum is read, and found to be wrong.
     if from.read(&mut [0]).map_err(|e| Error::io(file, "read", e))? > 0 {

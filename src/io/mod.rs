@@ -139,21 +139,63 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
 }
 
 /// Reads exactly `n` bytes of `what`. Memory that cannot be had is an error, and so is a file that ends early.
+///
+/// Memory is taken in step with what comes, never at once for what was promised.
 fn read_vec(file: &Path, from: &mut dyn Read, n: usize, what: &str) -> Result<Vec<u8>> {
+    const FIRST: usize = 1 << 20;
+    check_memory(file, n, what)?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(n).map_err(|e| {
-        Error::new(ErrorKind::OutOfMemory, format!("no memory for the {n} bytes of the {what}"))
-            .at(file, None, None::<String>)
-            .caused_by(e)
-    })?;
-    from.take(n as u64).read_to_end(&mut bytes).map_err(|e| Error::io(file, "read", e))?;
-    if bytes.len() != n {
-        return Err(Error::data(
-            file,
-            format!("truncated: expected {n} bytes of {what}, found {}", bytes.len()),
-        ));
+    while bytes.len() < n {
+        let step = (n - bytes.len()).min(bytes.len().max(FIRST));
+        bytes.try_reserve_exact(step).map_err(|e| no_memory(file, n, what, "").caused_by(e))?;
+        let read = from.take(step as u64).read_to_end(&mut bytes).map_err(|e| Error::io(file, "read", e))?;
+        if read < step {
+            return Err(Error::data(
+                file,
+                format!("truncated: expected {n} bytes of {what}, found {}", bytes.len()),
+            ));
+        }
     }
     Ok(bytes)
+}
+
+/// An error (kind `OutOfMemory`) if `n` bytes for `what` are more than this machine has left. The system itself would promise
+/// them, and end the process when they are used.
+fn check_memory(file: &Path, n: usize, what: &str) -> Result<()> {
+    // Less than that is not worth the question.
+    const ASKED: usize = 64 << 20;
+    if n < ASKED {
+        return Ok(());
+    }
+    match free_memory() {
+        Some(free) if n as u64 > free => {
+            let error = no_memory(file, n, what, &format!("; this machine has {free} left"));
+            Err(error.with_help("use a smaller array, or a machine with more memory"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_memory(file: &Path, n: usize, what: &str, more: &str) -> Error {
+    Error::new(ErrorKind::OutOfMemory, format!("no memory for the {n} bytes of the {what}{more}")).at(
+        file,
+        None,
+        None::<String>,
+    )
+}
+
+/// The bytes of memory that a process can still get, where the system says so: what is free or can be freed, swap included,
+/// and no more than the limit that a container sets.
+fn free_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    let free = field("MemAvailable:")? + field("SwapFree:").unwrap_or(0);
+    let limit =
+        fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    Some(limit.map_or(free, |limit: u64| free.min(limit)))
 }
 
 #[cfg(test)]
@@ -173,6 +215,16 @@ mod tests {
                 ErrorKind::Shape
             );
         }
+    }
+
+    #[test]
+    fn memory_that_the_machine_has_not_is_refused() {
+        let free = free_memory().expect("this system tells") as usize;
+        assert!(free > 64 << 20, "{free}");
+        let error = check_memory(Path::new("a"), 2 * free, "array").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains("left"), "{error}");
+        check_memory(Path::new("a"), free / 2, "array").unwrap();
     }
 
     #[test]

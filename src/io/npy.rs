@@ -9,7 +9,7 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::{HostTensor, byte_len, open_regular, read_vec, write_atomically};
+use super::{HostTensor, byte_len, check_memory, open_regular, read_vec, write_atomically};
 use crate::{DType, Error, Result};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
@@ -68,8 +68,39 @@ pub fn write_to(out: &mut dyn Write, tensor: &HostTensor<'_>) -> Result<()> {
         .map_err(|e| Error::new(crate::ErrorKind::Data, "could not write").caused_by(e))
 }
 
+/// What an npy header says.
+pub(super) struct Head {
+    coding: Coding,
+    descr: String,
+    fortran: bool,
+    shape: Vec<usize>,
+    elements: usize,
+}
+
+impl Head {
+    /// The element type and the shape that the array will have.
+    #[cfg(feature = "train")]
+    pub(super) fn into_parts(self) -> (DType, Vec<usize>) {
+        (self.coding.dtype, self.shape)
+    }
+}
+
 /// Reads an array of `len` bytes, header included, and no further.
 pub(super) fn read_from(file: &Path, from: &mut dyn Read, len: u64) -> Result<HostTensor<'static>> {
+    let Head { coding, descr, fortran, shape, elements } = read_head(file, from, len)?;
+    let bytes = elements * coding.width;
+    let (widened, reordered) = (coding.dtype.size() != coding.width, fortran);
+    let copies = elements * coding.dtype.size() * (usize::from(widened) + usize::from(reordered));
+    let what = format!("array {descr} {shape:?}");
+    check_memory(file, bytes.saturating_add(copies), &what)?;
+    let data = read_vec(file, from, bytes, &what)?;
+    let data = coding.decode(data, elements).map_err(|why| Error::data(file, why))?;
+    let data = if fortran { c_order(&data, &shape, coding.dtype.size()) } else { data };
+    HostTensor::new(coding.dtype, shape, data)
+}
+
+/// Reads the header of an array of `len` bytes, header included, and checks that it promises no more and no fewer.
+pub(super) fn read_head(file: &Path, from: &mut dyn Read, len: u64) -> Result<Head> {
     let bad = |message: String| Error::data(file, message);
     let start = read_vec(file, from, (len as usize).min(8), "magic number and version")?;
     if !start.starts_with(MAGIC) {
@@ -133,10 +164,8 @@ pub(super) fn read_from(file: &Path, from: &mut dyn Read, len: u64) -> Result<Ho
             header.descr
         )));
     }
-    let data = read_vec(file, from, bytes, "array")?;
-    let data = coding.decode(data, elements).map_err(bad)?;
-    let data = if header.fortran { c_order(&data, &shape, coding.dtype.size()) } else { data };
-    HostTensor::new(coding.dtype, shape, data)
+    let Header { descr, fortran, .. } = header;
+    Ok(Head { coding, descr, fortran, shape, elements })
 }
 
 /// How a file's elements are stored and what they become.

@@ -1,8 +1,9 @@
 //! NumPy's .npz, a zip of .npy arrays, as `np.savez` and `np.savez_compressed` write it: a strict reader.
 //!
-//! An array is inflated straight into its own memory, and only as far as its npy header says; a size that the compressed
-//! bytes cannot make is refused before any memory is taken, so a file (a zip bomb) can ask for 1032 times its own size,
-//! which is what deflate can make of a byte, and for no more. Refused as well: two arrays of one name, entries that share
+//! An array is inflated straight into its own memory, which grows with what has come, and only as far as its npy header
+//! says. Refused before anything is inflated behind that header: a size that is not the one the archive's directory gives,
+//! one that the compressed bytes cannot make (1032 bytes of each is what deflate can do), and one that this machine has no
+//! memory for; a zip bomb is one of the three. Refused as well: two arrays of one name, entries that share
 //! bytes, encryption, methods other than stored and deflated, a wrong CRC, and all that [`super::npy`] refuses, object
 //! arrays first. Entries whose names do not end in `.npy` are left out.
 #![forbid(unsafe_code)]
@@ -14,7 +15,7 @@ use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::{HostTensor, inflated_limit, npy, open_regular};
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 trait Source: Read + Seek {}
 impl<T: Read + Seek> Source for T {}
@@ -78,12 +79,41 @@ impl<'a> Npz<'a> {
         self.path.join(format!("{name}.npy"))
     }
 
+    /// The element type and the shape of the array called `name`, by its header alone: nothing else is inflated, so what
+    /// is behind the header may still be refused when it is read.
+    ///
+    /// # Errors
+    /// Kind `Data`, naming file and array: there is no such array; its header is bad, or promises another size than the
+    /// archive does.
+    pub fn header(&mut self, name: &str) -> Result<(DType, Vec<usize>)> {
+        self.entry(name, |place, entry, size| Ok(npy::read_head(place, entry, size)?.into_parts()))
+    }
+
     /// Reads the array called `name`.
     ///
     /// # Errors
     /// Kind `Data`, naming file and array: there is no such array, or one of the reasons above. Kind `OutOfMemory`: no
     /// memory for the array.
     pub fn read(&mut self, name: &str) -> Result<HostTensor<'static>> {
+        self.entry(name, |place, entry, size| {
+            let array = npy::read_from(place, entry, size)?;
+            // Nothing must follow; it is also where the CRC is compared.
+            match entry.read(&mut [0]) {
+                Ok(0) => Ok(array),
+                Ok(_) => {
+                    Err(Error::data(place, format!("inflates to more than the {size} bytes it promises")))
+                }
+                Err(cause) => Err(Error::io(place, "read", cause)),
+            }
+        })
+    }
+
+    /// What `take` makes of an array's place, its bytes and their number.
+    fn entry<T>(
+        &mut self,
+        name: &str,
+        take: impl FnOnce(&Path, &mut dyn Read, u64) -> Result<T>,
+    ) -> Result<T> {
         let place = self.place(name);
         let mut entry = match self.archive.by_name(&format!("{name}.npy")) {
             Ok(entry) => entry,
@@ -105,13 +135,7 @@ impl<'a> Npz<'a> {
             let message = format!("promises {size} bytes, more than its {stored} in the file can make");
             return Err(Error::data(&place, message).with_help("the file is damaged, or a zip bomb"));
         }
-        let array = npy::read_from(&place, &mut entry, size)?;
-        // Nothing must follow; it is also where the CRC is compared.
-        match entry.read(&mut [0]) {
-            Ok(0) => Ok(array),
-            Ok(_) => Err(Error::data(&place, format!("inflates to more than the {size} bytes it promises"))),
-            Err(cause) => Err(Error::io(&place, "read", cause)),
-        }
+        take(&place, &mut entry, size)
     }
 }
 

@@ -85,12 +85,6 @@ impl ImageSet {
         let set = ImageSet::read_idx(dir)?;
         Ok(ImageSet { train: set.train.truncated(options.limit.unwrap_or(usize::MAX)), ..set })
     }
-
-    /// The part that a model is measured on: the test part if there is one. Where a source can be read by halves,
-    /// [`Images::open`] reads this one alone.
-    pub fn measured(self) -> Images {
-        self.test.unwrap_or(self.train)
-    }
 }
 
 fn check_fashion_mnist() -> Result<()> {
@@ -164,12 +158,9 @@ impl Images {
         let start = start_of(path)?;
         match start[..] {
             [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] => Images::read_pictures(&[path], options),
-            [b'P', b'K', ..] => match ArraySet::read_npz(path)? {
-                ArraySet::Images(set) => Ok(set.measured()),
-                ArraySet::Tables { .. } => Err(Error::data(
-                    path,
-                    "expected pictures (whole numbers from 0 to 255), found other arrays",
-                )),
+            [b'P', b'K', ..] => match Arrays::measured(path, true)? {
+                Arrays::Images(images) => Ok(images),
+                Arrays::Table(_) => Err(other_kind(path, true)),
             },
             [0x93, b'N', b'U', b'M', ..] => Images::from_array(path, npy::read(path)?),
             [0, 0, ..] | [0x1f, 0x8b, ..] => Images::read_idx(path, None),
@@ -232,6 +223,19 @@ impl ArraySet {
         })
     }
 
+    /// Reads of an npz archive the part that a model is measured on, the test part if there is one, as a table; the other
+    /// one need not be there, and is not read.
+    ///
+    /// # Errors
+    /// As [`ArraySet::read_npz`]; kind `Data`: it holds pictures.
+    pub fn measured_table(path: impl AsRef<Path>) -> Result<Table> {
+        let path = path.as_ref();
+        match Arrays::measured(path, false)? {
+            Arrays::Table(table) => Ok(table),
+            Arrays::Images(_) => Err(other_kind(path, false)),
+        }
+    }
+
     /// Reads an npz archive with the arrays `x` and `y`, or `x_train`, `y_train`, `x_test` and `y_test`, in small or large
     /// letters. Without a `y` there are no targets; without an `x_test` there is no test part.
     ///
@@ -240,24 +244,8 @@ impl ArraySet {
     pub fn read_npz(path: impl AsRef<Path>) -> Result<ArraySet> {
         let path = path.as_ref();
         let mut npz = Npz::open(path)?;
-        let find = |npz: &Npz<'_>, wanted: &str| -> Option<String> {
-            npz.names().find(|name| name.eq_ignore_ascii_case(wanted)).map(str::to_owned)
-        };
-        let suffix = if find(&npz, "x_train").is_some() { "_train" } else { "" };
-        let Some(x) = find(&npz, &format!("x{suffix}")) else {
-            let names: Vec<&str> = npz.names().collect();
-            return Err(Error::data(path, "expected arrays x and y, or x_train and y_train")
-                .with_help(format!("the arrays are: {}", names.join(", "))));
-        };
-        let y = find(&npz, &format!("y{suffix}"));
-        let train = part(&mut npz, &x, y.as_deref())?;
-        let test = match find(&npz, "x_test") {
-            Some(x) => {
-                let y = find(&npz, "y_test");
-                Some(part(&mut npz, &x, y.as_deref())?)
-            }
-            None => None,
-        };
+        let train = Names::train(&npz)?.read(&mut npz)?;
+        let test = Names::test(&npz).map(|names| names.read(&mut npz)).transpose()?;
         match (train, test) {
             (Arrays::Table(train), None) => Ok(ArraySet::Tables { train, test: None }),
             (Arrays::Table(train), Some(Arrays::Table(test))) => {
@@ -274,17 +262,58 @@ impl ArraySet {
     }
 }
 
-fn part(npz: &mut Npz<'_>, x: &str, y: Option<&str>) -> Result<Arrays> {
-    let place = npz.place(x);
-    let array = npz.read(x)?;
-    let targets = match y {
-        Some(y) => Some((npz.place(y), npz.read(y)?)),
-        None => None,
-    };
-    Arrays::of(&place, array, targets.as_ref().map(|(place, targets)| (place.as_path(), targets)))
+/// The names of a part's arrays.
+struct Names {
+    x: String,
+    y: Option<String>,
+}
+
+impl Names {
+    fn find(npz: &Npz<'_>, wanted: &str) -> Option<String> {
+        npz.names().find(|name| name.eq_ignore_ascii_case(wanted)).map(str::to_owned)
+    }
+
+    fn train(npz: &Npz<'_>) -> Result<Names> {
+        let suffix = if Names::find(npz, "x_train").is_some() { "_train" } else { "" };
+        let Some(x) = Names::find(npz, &format!("x{suffix}")) else {
+            let names: Vec<&str> = npz.names().collect();
+            return Err(Error::data(npz.path(), "expected arrays x and y, or x_train and y_train")
+                .with_help(format!("the arrays are: {}", names.join(", "))));
+        };
+        Ok(Names { x, y: Names::find(npz, &format!("y{suffix}")) })
+    }
+
+    fn test(npz: &Npz<'_>) -> Option<Names> {
+        Some(Names { x: Names::find(npz, "x_test")?, y: Names::find(npz, "y_test") })
+    }
+
+    fn read(&self, npz: &mut Npz<'_>) -> Result<Arrays> {
+        let place = npz.place(&self.x);
+        let array = npz.read(&self.x)?;
+        let targets = match &self.y {
+            Some(y) => Some((npz.place(y), npz.read(y)?)),
+            None => None,
+        };
+        Arrays::of(&place, array, targets.as_ref().map(|(place, targets)| (place.as_path(), targets)))
+    }
 }
 
 impl Arrays {
+    /// The part of an archive that a model is measured on: the test part if there is one; the other one is not read. Where
+    /// the header alone says that it is of another kind than is wanted, nothing is.
+    fn measured(path: &Path, wanted_pictures: bool) -> Result<Arrays> {
+        let mut npz = Npz::open(path)?;
+        let names = match Names::test(&npz) {
+            Some(names) => names,
+            None => Names::train(&npz)?,
+        };
+        let (dtype, shape) = npz.header(&names.x)?;
+        if seem_pictures(dtype, shape.len()) == Some(!wanted_pictures) {
+            return Err(other_kind(path, wanted_pictures));
+        }
+        names.read(&mut npz)
+    }
+
     fn of(place: &Path, array: HostTensor<'_>, targets: Option<(&Path, &HostTensor<'_>)>) -> Result<Arrays> {
         if are_pictures(&array)? {
             let images = Images::from_array(place, array)?;
@@ -303,13 +332,32 @@ impl Arrays {
 
 /// Whether an array holds pictures, by its rank, element type and values.
 fn are_pictures(array: &HostTensor<'_>) -> Result<bool> {
-    if !matches!(array.shape().len(), 3 | 4) {
-        return Ok(false);
+    if let Some(told) = seem_pictures(array.dtype(), array.shape().len()) {
+        return Ok(told);
     }
     Ok(match array.dtype() {
-        DType::U8 => true,
         DType::I32 => array.to_vec::<i32>()?.iter().all(|value| (0..=255).contains(value)),
         DType::I64 => array.to_vec::<i64>()?.iter().all(|value| (0..=255).contains(value)),
         _ => false,
     })
+}
+
+/// Whether an array holds pictures, where its rank and its element type tell.
+fn seem_pictures(dtype: DType, rank: usize) -> Option<bool> {
+    match dtype {
+        _ if !matches!(rank, 3 | 4) => Some(false),
+        DType::U8 => Some(true),
+        DType::I32 | DType::I64 => None,
+        _ => Some(false),
+    }
+}
+
+fn other_kind(path: &Path, wanted_pictures: bool) -> Error {
+    Error::data(
+        path,
+        match wanted_pictures {
+            true => "expected pictures (whole numbers from 0 to 255), found other arrays",
+            false => "expected a table as in training, found pictures",
+        },
+    )
 }
