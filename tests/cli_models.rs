@@ -177,3 +177,21 @@ fn the_step_of_any_network_is_timed() {
         assert!(value["rows"][0]["last_loss"].as_f64() < value["rows"][0]["first_loss"].as_f64(), "{value}");
     }
 }
+
+/// A picture's rows are steps to a recurrent network: moved pixels would mix steps with features.
+#[test]
+fn sequences_are_not_moved_about() {
+    let place = Place::new("sequences");
+    let net = |input: &str| format!("input = \"{input}\"\n[[layers]]\ntype = \"lstm\"\nhidden_size = 4\n");
+    place.write("rows.toml", net("sequence"));
+    place.write("whole.toml", net("as-is"));
+    let line = "train --epochs 1 --limit 200 --quiet --model";
+    for augment in ["flip", "crop:1", "shift:1", "rotate:5", "cutout:2", "noise:0.1,flip"] {
+        for model in ["rows.toml", "lstm:4"] {
+            place.refuses(&format!("{line} {model} --augment {augment}"), 2, &["sees sequences", "noise"]);
+        }
+    }
+    place.ok(&format!("{line} rows.toml --augment noise:0.1,mixup:0.2"));
+    // As they are, pictures are no sequences at all.
+    place.refuses(&format!("{line} whole.toml --augment flip"), 4, &["needs a sequence", "sees a picture"]);
+}
