@@ -109,12 +109,19 @@ pub(super) fn for_data(
         )
     })?;
     let mut config = settings.train_config();
-    if network.input == InputForm::Sequence && config.augment.needs_pictures() {
+    let pictures = data.preparation.pixels().is_some() || *source == Source::Digits;
+    let seen_so = matches!(network.input, InputForm::Image | InputForm::AsIs);
+    // What can be no picture at all is refused where rows are read.
+    let arrays = data.preparation.shape().len() == 3 && !pictures;
+    if config.augment.needs_pictures() && arrays && !seen_so {
         let message = format!(
-            "augment {}: {network} sees sequences, whose steps are no rows of pixels",
-            config.augment
+            "augment {}: {network} does not see the rows of {} as pictures, and they may be none",
+            config.augment,
+            source.stem()
         );
-        return Err(Error::argument(message).with_help("sequences can be changed by noise and mixup"));
+        return Err(Error::argument(message).with_help(
+            "rows of numbers can be changed by noise and mixup; arrays of whole numbers from 0 to 255 are pictures",
+        ));
     }
     config.batch = batch_size(settings.batch, config.batch, data.train.rows())?;
     let record = Settings {

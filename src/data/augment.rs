@@ -89,10 +89,16 @@ impl Augment {
         if !store.is_pictures() {
             return Err(self.only_for_pictures());
         }
-        for (what, pixels) in [("crop", self.crop), ("shift", self.shift), ("cutout", self.cutout)] {
-            if pixels > height.max(width) {
-                let message =
-                    format!("augment {what}:{pixels} is more than pictures of {height}x{width} pixels have");
+        // A crop of as many would leave nothing of some pictures.
+        let (least, most) = (height.min(width), height.max(width));
+        let least = least.saturating_sub(1);
+        for (what, pixels, most) in
+            [("crop", self.crop, least), ("shift", self.shift, most), ("cutout", self.cutout, most)]
+        {
+            if pixels > most {
+                let message = format!(
+                    "augment {what}:{pixels}: pictures of {height}x{width} pixels can take {most} at most"
+                );
                 return Err(Error::argument(message));
             }
         }

@@ -156,10 +156,11 @@ impl Images {
 
     /// The first `limit` pictures; all where there are fewer, and one at least.
     pub fn truncated(mut self, limit: usize) -> Images {
+        let limit = limit.max(1);
         if limit >= self.len() {
             return self;
         }
-        let bytes = limit.max(1) * self.size();
+        let bytes = limit * self.size();
         match Arc::get_mut(&mut self.pixels) {
             Some(pixels) => {
                 pixels.truncate(bytes);

@@ -185,7 +185,7 @@ fn no_memory(file: &Path, n: usize, what: &str, more: &str) -> Error {
 }
 
 /// The bytes of memory that a process can still get, where the system says so: what is free or can be freed, swap included,
-/// and no more than the limit that a container sets.
+/// and no more than a container's limit leaves.
 fn free_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let field = |name: &str| -> Option<u64> {
@@ -193,9 +193,16 @@ fn free_memory() -> Option<u64> {
         Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
     };
     let free = field("MemAvailable:")? + field("SwapFree:").unwrap_or(0);
-    let limit =
-        fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    Some(limit.map_or(free, |limit: u64| free.min(limit)))
+    let group = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/memory.{file}")).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let Some(limit) = group("max").and_then(number) else { return Some(free) };
+    let used = group("current").and_then(number).unwrap_or(0);
+    // Of what is used, files that were read and not looked at since go first.
+    let cached = group("stat").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("inactive_file "))?;
+        line.parse().ok()
+    });
+    Some(free.min(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0)))))
 }
 
 #[cfg(test)]
@@ -217,6 +224,7 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn memory_that_the_machine_has_not_is_refused() {
         let free = free_memory().expect("this system tells") as usize;
