@@ -21,9 +21,10 @@ cargo fuzz build --fuzz-dir fuzz --sanitizer none >&2
 fuzz() {
     local target=$1 found=target/fuzz/found/$1 log=target/fuzz/$1.log
     mkdir -p "$found"
-    # -malloc_limit_mb: one allocation that no file of this size can justify.
+    # -malloc_limit_mb: one allocation that no file of this size can justify. -timeout is by the clock: on a busy machine ten seconds
+    # pass without a turn.
     if cargo fuzz run --fuzz-dir fuzz --sanitizer none "$target" "$found" "fuzz/corpus/$target" -- -max_total_time="$seconds" \
-        -max_len=4096 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=10 -print_final_stats=1 >"$log" 2>&1; then
+        -max_len=4096 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=60 -print_final_stats=1 >"$log" 2>&1; then
         echo "$target: $(awk '/number_of_executed_units/ { print $2 }' "$log") runs in $seconds s, nothing found"
     else
         echo "$target: FOUND SOMETHING, see $log"
