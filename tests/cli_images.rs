@@ -203,11 +203,13 @@ fn archives_hold_pictures_or_tables() {
     place.refuses("eval --model pictures --data matrix.npz", 4, &["matrix.npz", "expected pictures"]);
 
     let short = HostTensor::from_slice([2], &[0i64, 1]).unwrap();
+    let no_steps = HostTensor::new(warpsmith::DType::F32, [60, 0, 4], Vec::new()).unwrap();
     for (name, arrays, words) in [
         ("short.npz", vec![("x", x.clone()), ("y", short)], ["y.npy", "expected 60 labels"]),
         ("lonely.npz", vec![("x", x.clone())], ["lonely.npz", "no labels"]),
         ("other.npz", vec![("a", x.clone())], ["other.npz", "expected arrays x and y"]),
         ("flat.npz", vec![("x", y.clone()), ("y", y.clone())], ["flat.npz/x.npy", "vector"]),
+        ("still.npz", vec![("x", no_steps), ("y", y.clone())], ["still.npz/x.npy", "shape [60, 0, 4]"]),
     ] {
         place.write(name, npz(&arrays));
         place.refuses(&format!("train --data {name}"), 4, &words);
@@ -219,12 +221,15 @@ fn archives_hold_pictures_or_tables() {
     let mut object = Vec::new();
     npy::write_to(&mut object, &y).unwrap();
     let at = object.windows(3).position(|w| w == b"<i8").unwrap();
+    let mut text = object.clone();
     object[at..at + 3].copy_from_slice(b"|O ");
+    text[at..at + 3].copy_from_slice(b"<U2");
     let mut bomb = Vec::new();
     npy::write_to(&mut bomb, &x).unwrap();
     bomb.resize(20 << 20, 0);
     for (name, bytes, words) in [
         ("object.npz", object, ["object.npz/x.npy", "pickle"]),
+        ("text.npz", text, ["text.npz/x.npy", "np.unique"]),
         ("bomb.npz", bomb, ["bomb.npz/x.npy", "trailing bytes"]),
     ] {
         let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
@@ -272,7 +277,11 @@ fn bad_pictures_exit_with_4_and_name_the_file() {
     place.write("t.csv", "a,b\n1,2\n");
     place.refuses("predict --model m --input t.csv", 4, &["t.csv", "expected a PNG or JPEG"]);
     GrayImage::from_pixel(8, 9, Luma([1])).save(place.path().join("tall.png")).unwrap();
-    place.refuses("predict --model m --input tall.png", 4, &["tall.png", "expected pictures of 8x8", "9x8"]);
+    place.refuses(
+        "predict --model m --input tall.png",
+        4,
+        &["tall.png", "expected pictures of 8x8", "9x8", "image size"],
+    );
     place.refuses("eval --model m --data tall.png", 4, &["tall.png"]);
     place.refuses("eval --model m --data digits", 4, &["digits", "expected pictures"]);
     // What is no table says what it is, and not that its bytes are no text.

@@ -54,6 +54,7 @@ fn the_number_of_jobs_changes_nothing() {
     assert!(losses.len() == 4 && losses.is_sorted(), "{losses:?}");
     assert_eq!(value["best_trial"], trials[0]["trial"]);
     place.ok("eval --model one/best --data digits");
+    place.refuses("report one", 4, &["folder of a search", "one/best"]);
     let report = place.text("one/report.html");
     check(&report);
     assert!(report.matches("<svg").count() == 4 && report.contains("random search: 4 trials"));

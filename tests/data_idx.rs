@@ -102,7 +102,7 @@ fn bad_files_are_errors_with_a_reason() {
         (file(0x08, &[u32::MAX; 3], &[]), "overflows"),
         (file(0x0e, &[u32::MAX, u32::MAX], &[]), "overflows"),
         (file(0x08, &[0, u32::MAX, u32::MAX, u32::MAX], &[]), "overflows"),
-        (file(0x08, &[u32::MAX, 4], &[0; 100]), "cannot hold"),
+        (file(0x08, &[u32::MAX, 4], &[0; 100]), "cannot hold: it has 100 at most"),
         ([&[0, 0, 8, 255][..], &[0; 100]].concat(), "truncated"),
     ] {
         let error = refused(&bytes);

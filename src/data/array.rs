@@ -13,7 +13,7 @@ impl Table {
     /// [`Table::with_shape`] does; an array `[N, H, W]` is one of grey pictures, so its rows are `[1, H, W]`.
     ///
     /// # Errors
-    /// As [`Table::from_matrix`]; kind `Data`: fewer than two dimensions.
+    /// As [`Table::from_matrix`]; kind `Data`: fewer than two dimensions, no rows, or nothing in them.
     pub fn from_array(source: impl AsRef<Path>, array: &HostTensor<'_>) -> Result<Table> {
         let source = source.as_ref();
         let [rows, rest @ ..] = array.shape() else {
@@ -21,6 +21,10 @@ impl Table {
         };
         if rest.is_empty() {
             let message = format!("expected a matrix [rows, columns], found a vector of {rows} values");
+            return Err(Error::data(source, message));
+        }
+        if array.shape().contains(&0) {
+            let message = format!("expected rows of one value at least, found the shape {:?}", array.shape());
             return Err(Error::data(source, message));
         }
         let table = Table::from_matrix(source, &values(array)?, *rows, rest.iter().product())?;

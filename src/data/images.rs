@@ -229,8 +229,12 @@ impl Images {
         if self.shape == expected {
             return Ok(());
         }
-        let message = format!("expected {}, found {}", described(expected), described(self.shape));
-        Err(Error::data(&self.source, message))
+        let message =
+            format!("expected {} as in training, found {}", described(expected), described(self.shape));
+        Err(Error::data(&self.source, message).with_help(
+            "give pictures like those of training, or train with an image size and a number of channels, to which all are \
+             then converted",
+        ))
     }
 }
 

@@ -79,9 +79,11 @@ fn read_array(file: &Path, from: &mut dyn Read, limit: u64) -> Result<HostTensor
     let Some((elements, bytes)) = sized else {
         return Err(Error::data(file, format!("the size of an array {shape:?} overflows")));
     };
-    if bytes as u64 > limit {
-        let message =
-            format!("truncated: an array {shape:?} needs {bytes} bytes, which the file cannot hold");
+    let most = limit.saturating_sub(4 + extents.len() as u64);
+    if bytes as u64 > most {
+        let message = format!(
+            "truncated: an array {shape:?} needs {bytes} bytes, which the file cannot hold: it has {most} at most"
+        );
         return Err(Error::data(file, message));
     }
     let widened = if coding.dtype.size() == coding.width { 0 } else { elements * coding.dtype.size() };

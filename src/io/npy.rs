@@ -141,6 +141,8 @@ pub(super) fn read_head(file: &Path, from: &mut dyn Read, len: u64) -> Result<He
         let error = bad(format!("the element type {:?} cannot be read: {why}", header.descr));
         if header.descr.contains('O') {
             error.with_help("save numbers: np.save(f, array.astype(np.float32)), or write text as CSV")
+        } else if header.descr.contains(['U', 'S', 'a']) {
+            error.with_help("number what it says: np.save(f, np.unique(array, return_inverse=True)[1])")
         } else {
             error.with_help("convert it first, as in np.save(f, array.astype(np.float32))")
         }

@@ -270,7 +270,13 @@ impl ModelFile {
 
 /// Opens `dir` and reads `model.toml`. Errors (kind `Data`) for what is no model folder, is damaged, or is newer.
 pub fn open(dir: &Path) -> Result<(Folder, ModelFile)> {
-    let folder = Folder::open(dir)?;
+    let folder = Folder::open(dir).map_err(|error| match dir.join(super::tune::PLAN).is_file() {
+        true => {
+            let best = dir.join(super::tune::BEST);
+            error.with_help(format!("this is the folder of a search, whose best model is {}", best.display()))
+        }
+        false => error,
+    })?;
     let file = ModelFile::parse(&folder.path().join(folder::MODEL), &folder.read(folder::MODEL)?)?;
     Ok((folder, file))
 }

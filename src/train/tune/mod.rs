@@ -25,5 +25,6 @@ mod space;
 
 pub use page::shown;
 pub use plan::{Method, Plan, Rung};
+pub(super) use search::{BEST, PLAN};
 pub use search::{Event, Finish, Objective, Outcome, Record, Run, Status, run};
 pub use space::{Range, Space};

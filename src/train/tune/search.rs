@@ -22,9 +22,9 @@ use crate::train::{Metrics, report};
 use crate::train::{Silent, Trainer};
 use crate::{Device, Error, ErrorKind, Result};
 
-const PLAN: &str = "search.toml";
+pub(in crate::train) const PLAN: &str = "search.toml";
 const TRIALS: &str = "trials.jsonl";
-const BEST: &str = "best";
+pub(in crate::train) const BEST: &str = "best";
 
 /// One trial at one rung: what an [`Objective`] is asked to train.
 pub struct Run<'a> {
