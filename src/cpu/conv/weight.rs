@@ -213,7 +213,8 @@ impl<T: Float> Work<'_, T> {
     }
 
     /// One channel and one filter a group, which would fill no tile: dy in lines as long as those of the plane, with zeros
-    /// behind its pixels, times the plane from each element's pixel on.
+    /// behind its pixels, times the plane from each element's pixel on. What meets the zeros is no part of the sum: a NaN may
+    /// have come from there, and then the lines are taken one by one.
     fn single(&self, task: Task<'_, T::Acc>) {
         let g = self.g;
         let [height, width] = g.result;
@@ -240,7 +241,14 @@ impl<T: Float> Work<'_, T> {
                         #[inline(always)]
                         || {
                             for (sum, &tap) in task.sums.iter_mut().zip(&planes.taps) {
-                                *sum += dot(spread, &planes.data[tap..][..spread.len()]);
+                                let met = &planes.data[tap..][..spread.len()];
+                                let mut product = dot(spread, met);
+                                if product.is_nan() {
+                                    let pairs = spread.chunks(planes.pitch).zip(met.chunks(planes.pitch));
+                                    let line = |(dy, x): (&[_], &[_])| dot(&dy[..width], &x[..width]);
+                                    product = pairs.map(line).fold(T::Acc::ZERO, |sum, v| sum + v);
+                                }
+                                *sum += product;
                             }
                         },
                     );
