@@ -15,8 +15,8 @@ struct LongSum {
     f32 sum = 0.0f, rest = 0.0f;
     WS_METHOD void add(f32 x) {
         const f32 with_rest = x - rest, next = sum + with_rest;
-        // An infinite sum stays: its rest would be NaN.
-        rest = next - sum == next - sum ? (next - sum) - with_rest : 0.0f;
+        // An infinite sum has no rest: it would be NaN, and the sum too from the next term on.
+        rest = next - next == 0.0f ? (next - sum) - with_rest : 0.0f;
         sum = next;
     }
 };
