@@ -119,7 +119,7 @@ WS_FN void load_both(f32 (&v)[V], f32 (&g)[V], const T* x, const T* dy, const T*
 }
 
 // dx, one block of 128 threads a row: with g = dy · weight and x̂ = (x - mean) · rstd,
-// dx = rstd · (g - c1 - x̂ · c2), c1 = (Σ g - dmean / rstd) / n (RMS norm: 0), c2 = (Σ g x̂ + drstd · rstd) / n.
+// dx = rstd · (g - c1 - x̂ · c2) + dmean / n, c1 = Σ g / n (RMS norm: 0), c2 = (Σ g x̂ + drstd · rstd) / n. rstd may be 0.
 // x, dy and weight are read twice, the second time from L1 or L2.
 KERNEL(norm_backward, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), in(T, x, rows * n), opt_in(f32, mean, rows),
        in(f32, rstd, rows), in(T, dy, rows * n), opt_in(T, weight, n), opt_in(f32, dmean, rows), opt_in(f32, drstd, rows),
@@ -138,12 +138,13 @@ KERNEL(norm_backward, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm),
         }
     }
     f32 c1 = 0.0f;
-    if (F::CENTRED) c1 = (block_sum<128>(s1) - (dmean ? dmean[row] : 0.0f) / r) * over;
+    if (F::CENTRED) c1 = block_sum<128>(s1) * over;
+    const f32 shift = dmean ? dmean[row] * over : 0.0f;
     const f32 c2 = (block_sum<128>(s2) + (drstd ? drstd[row] : 0.0f) * r) * over;
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         load_both<T>(v, g, x + start, dy + start, weight, first, n, vector);
 #pragma unroll
-        for (u32 j = 0; j < V; ++j) v[j] = r * (g[j] - c1 - (v[j] - m) * r * c2);
+        for (u32 j = 0; j < V; ++j) v[j] = r * (g[j] - c1 - (v[j] - m) * r * c2) + shift;
         store_piece<T>(dx + start, v, first, n, vector, add);
     }
 }

@@ -150,8 +150,8 @@ struct Tape<'a> {
 
 /// The backward of both norms. `dparams`: of weight, of bias, where there are such.
 ///
-/// With g = dy · weight: dx = rstd · (g − c₁ − x̂ · c₂), where c₁ = (Σ g − dmean / rstd) / n (RMS norm: 0) and
-/// c₂ = (Σ g x̂ + drstd · rstd) / n; dweight = Σ dy x̂ and dbias = Σ dy over the rows.
+/// With g = dy · weight: dx = rstd · (g − c₁ − x̂ · c₂) + dmean / n, where c₁ = Σ g / n (RMS norm: 0) and
+/// c₂ = (Σ g x̂ + drstd · rstd) / n; dweight = Σ dy x̂ and dbias = Σ dy over the rows. rstd is 0 where a variance overflowed.
 fn backward<A: Real>(
     tape: &Tape<'_>,
     n: usize,
@@ -227,12 +227,12 @@ fn backward_pass<A: Real>(
                     }
                     let Some(dx) = &mut dx else { continue };
                     let c1 = if centred { sum_slices([dy, weight], |[dy, w]| dy * w) } else { zero };
-                    let c1 = (c1 - dmeans[i] / r) * over;
+                    let (c1, shift) = (c1 * over, dmeans[i] * over);
                     let c2 = sum_slices([x, dy, weight], |[x, dy, w]| dy * w * ((x - mean) * r));
                     let c2 = (c2 + drstds[i] * r) * over;
                     let dx = &mut dx[(i - task * each) * n..][..n];
                     for j in 0..n {
-                        let v = r * (dy[j] * weight[j] - c1 - (x[j] - mean) * r * c2);
+                        let v = r * (dy[j] * weight[j] - c1 - (x[j] - mean) * r * c2) + shift;
                         dx[j] = if add { dx[j] + v } else { v };
                     }
                 }
