@@ -71,9 +71,10 @@ template <class F> WS_FN u32 first_from(u32 least, u32 count, u32 size, f32 step
     return low;
 }
 
-// How much of element `at` an output takes.
-WS_FN f32 share_of(const Tap& tap, u32 at) {
-    return (tap.first == at ? 1.0f - tap.weight : 0.0f) + (tap.second == at ? tap.weight : 0.0f);
+// What element `at` gets of an output that was given `v`. At the end both taps are one element, and both products are taken: 0
+// times an infinity is NaN there as elsewhere.
+WS_FN f32 share_of(const Tap& tap, u32 at, f32 v) {
+    return (tap.first == at ? (1.0f - tap.weight) * v : 0.0f) + (tap.second == at ? tap.weight * v : 0.0f);
 }
 
 // dx: the shares of the outputs that read an element.
@@ -91,10 +92,10 @@ KERNEL(resize_backward, types(T: f32, bf16, f16), functors(F: Nearest, Edges, Co
     const T* given = dy + at.plane * rows * columns;
     LongSum sum;
     for (u32 oy = top; oy < bottom; ++oy) {
-        const f32 down = F::MIXED ? share_of(F::tap(oy, height, step_y), at.y) : 1.0f;
+        const Tap down = F::tap(oy, height, step_y);
         for (u32 ox = left; ox < right; ++ox) {
-            const f32 along = F::MIXED ? share_of(F::tap(ox, width, step_x), at.x) : 1.0f;
-            sum.add(down * (along * to_f32(given[u64(oy) * columns + ox])));
+            const f32 v = to_f32(given[u64(oy) * columns + ox]);
+            sum.add(F::MIXED ? share_of(down, at.y, share_of(F::tap(ox, width, step_x), at.x, v)) : v);
         }
     }
     dx[i] = from_f32<T>(add ? to_f32(dx[i]) + sum.sum : sum.sum);
