@@ -172,6 +172,44 @@ fn all() -> Vec<Box<dyn Any>> {
     all.push(case(MatMul, vec![normal(&[40, 17, 31]), normal(&[31, 19])]));
     all.extend(recurrent());
     all.extend(images());
+    all.extend(windows());
+    all
+}
+
+/// Largest elements of windows that overlap, of squares side by side (which have a body of their own), and of more than 65,536
+/// planes.
+fn windows() -> Vec<Box<dyn Any>> {
+    let overlapping = Window::new([3, 3]).with_stride([2, 2]).with_padding([1, 1]);
+    let (dense, squares) = (Window::new([3, 2]).with_stride([1, 1]), Window::new([2, 2]));
+    let shapes = [
+        ([37, 30, 14, 11], overlapping),
+        ([2, 6, 130, 141], overlapping),
+        ([3, 20, 31, 45], dense),
+        ([19, 21, 28, 33], squares),
+        ([70_001, 1, 2, 3], squares),
+    ];
+    let mut all = Vec::new();
+    for (shape, window) in shapes {
+        let input = [shape[2], shape[3]];
+        let places = |d: usize| (input[d] + 2 * window.padding[d] - window.kernel[d]) / window.stride[d] + 1;
+        let small = [shape[0], shape[1], places(0), places(1)];
+        // The elements of window o along a dimension that lie within.
+        let within = |d: usize, o: usize| {
+            let start = o * window.stride[d];
+            let end = (start + window.kernel[d]).min(input[d] + window.padding[d]) - window.padding[d];
+            (start.saturating_sub(window.padding[d]), end)
+        };
+        // One element of each, and of some none: the same in all planes.
+        let chosen = |i: usize| {
+            let ((top, bottom), (left, right)) = (within(0, i / small[3]), within(1, i % small[3]));
+            let row = top + i * 7 % (bottom - top);
+            if i % 11 == 10 { -1.0 } else { (row * input[1] + left + i * 5 % (right - left)) as f64 }
+        };
+        let index = Values::Exactly((0..small[2] * small[3]).map(chosen).collect());
+        all.push(case(MaxPool2d { window }, vec![normal(&shape)]));
+        let inputs = vec![normal(&small), Arg::typed(&small, index, DType::I32)];
+        all.push(case(MaxPool2dBackward { window, input }, inputs));
+    }
     all
 }
 
@@ -182,7 +220,6 @@ fn images() -> Vec<Box<dyn Any>> {
         let out = input.map(|size| (size - 1) / 2 + 1);
         let [large, small] = [input, out].map(|[h, w]| normal(&[n, c, h, w]));
         let window = Window::new([3, 3]).with_stride([2, 2]).with_padding([1, 1]);
-        all.push(case(MaxPool2d { window }, vec![large.clone()]));
         let pool = AvgPool2d { window, count_include_pad: false };
         all.push(case(pool, vec![large.clone()]));
         all.push(case(AvgPool2dBackward { pool, input }, vec![small.clone()]));
