@@ -9,7 +9,7 @@ mod harness;
 use harness::layouts::{self, Kind};
 use harness::{AnyCase, AnyOp, Report, Rng, Subject, Value, bits, guarded, inputs_of, tensor};
 use warpsmith::selftest::checks::{accumulates, keep_last, lay_out, run_and_compare, sentinels, skips};
-use warpsmith::selftest::reference::{self, Specials, round};
+use warpsmith::selftest::{reference, specials};
 use warpsmith::{DType, ErrorKind, Tensor, cpu};
 
 /// Runs a check for every op and prints what it found; less than `floor` comparisons are a failure too.
@@ -84,54 +84,16 @@ fn values_agree_with_the_reference_in_every_layout() {
     for_every_op("values", values_of_an_op, 80_000);
 }
 
-/// Zeros of both signs, infinities, NaN, and the ends of the range.
-fn specials(dtype: DType, which: Specials) -> Vec<f64> {
-    if !dtype.is_float() {
-        return vec![0.0, 255.0];
-    }
-    let [least, normal] = round::tiny(dtype);
-    let most = round::max(dtype);
-    let mut all = vec![f64::NAN];
-    let mut values = vec![0.0, f64::INFINITY, 1.0, least, normal, normal - least];
-    if which == Specials::All {
-        values.extend([most, most.sqrt()]);
-    }
-    for v in values {
-        all.extend([round::to(dtype, v), -round::to(dtype, v)]);
-    }
-    all
-}
-
 fn specials_of_an_op(subject: &Subject, report: &mut Report) {
     for (number, case) in subject.cases.iter().enumerate() {
-        let Some(which) = reference::specials(case.op.as_any()) else { return };
         for &dtype in subject.dtypes {
             let inputs = inputs_of(subject.name, &case.inputs, number, dtype);
-            if inputs.iter().all(|i| i.numel() == 0) {
-                continue;
-            }
-            // A few in each float input, at different places; then in one input only, so that each meets plain numbers.
-            for round in 0..4 {
+            for round in 0..specials::ROUNDS {
                 let id = format!("{}:{number}:{dtype}:Specials{round}", subject.name);
                 if !report.wants(&id) {
                     continue;
                 }
-                let mut rng = Rng::of(&[&id]);
-                let mut inputs = inputs.clone();
-                let only = if round % 2 == 1 { Some(rng.below(inputs.len())) } else { None };
-                for (i, input) in inputs.iter_mut().enumerate() {
-                    if !input.dtype.is_float()
-                        || case.inputs[i].dtype.is_some()
-                        || only.is_some_and(|o| o != i)
-                    {
-                        continue;
-                    }
-                    let list = specials(input.dtype, which);
-                    let n = input.numel();
-                    for _ in 0..if round < 2 { n.div_ceil(3) } else { n.min(1) } {
-                        input.data[rng.below(n)] = list[rng.below(list.len())];
-                    }
-                }
+                let Some(inputs) = specials::among(case, &inputs, round, &mut Rng::of(&[&id])) else { break };
                 let tensors: Vec<Tensor> = inputs.iter().map(Value::tensor).collect();
                 let outcome = match reference::expected(case.op.as_any(), &inputs) {
                     Some(want) => run_and_compare(&*case.op, &tensors, &want, subject.tolerance),
@@ -145,7 +107,7 @@ fn specials_of_an_op(subject: &Subject, report: &mut Report) {
 
 #[test]
 fn special_values_go_through() {
-    for_every_op("specials", specials_of_an_op, 18_500);
+    for_every_op("specials", specials_of_an_op, 22_500);
 }
 
 /// Writes into the middle of a larger buffer: the same bits as `run`, nothing around them touched; adds to what is there;

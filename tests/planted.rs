@@ -244,6 +244,66 @@ const FAULTS: &[Fault] = &[
         keep: "",
         cases: "batch_norm",
     },
+    // Special values. A zero weight that skips what may be infinite.
+    Fault {
+        file: "conv.cu",
+        from: "if (conv_inside<DIV>(image, h, w))",
+        to: "if (conv_inside<DIV>(image, h, w) && to_f32(from_a[mid * a_mid + low * a_low]) != 0.0f)",
+        kernel: "conv.conv_thin",
+        keep: "",
+        cases: "conv2d",
+    },
+    // An infinite sum with a rest, which is NaN.
+    Fault {
+        file: "core/reduce.cuh",
+        from: "rest = next - next == 0.0f ? (next - sum) - with_rest : 0.0f;",
+        to: "rest = (next - sum) - with_rest;",
+        kernel: "pool.avg_pool",
+        keep: "",
+        cases: "avg_pool2d",
+    },
+    // A weight of 0 that is not multiplied.
+    Fault {
+        file: "interpolate.cu",
+        from: "tap.second == at ?",
+        to: "tap.second == at && tap.weight > 0.0f ?",
+        kernel: "interpolate.resize_backward",
+        keep: "Edges",
+        cases: "interpolate_backward",
+    },
+    // NaN that a maximum, a comparison or a select loses.
+    Fault {
+        file: "batch_norm.cu",
+        from: "const f32 spread = block_sum<128>(square.sum) / size;",
+        to: "const f32 spread = fmaxf(block_sum<128>(square.sum) / size, 0.0f);",
+        kernel: "batch_norm.set_moments",
+        keep: "",
+        cases: "batch_norm",
+    },
+    Fault {
+        file: "norm.cu",
+        from: "sqrtf(warp_sum(square)",
+        to: "sqrtf(fmaxf(warp_sum(square), 0.0f)",
+        kernel: "norm.norm_warp",
+        keep: "LayerNorm",
+        cases: "layer_norm",
+    },
+    Fault {
+        file: "pool.cu",
+        from: "index[o] == place)",
+        to: "index[o] == place && to_f32(dy[o]) <= ws_infinity())",
+        kernel: "pool.max_pool_backward",
+        keep: "",
+        cases: "max_pool2d_backward",
+    },
+    Fault {
+        file: "recurrent.cu",
+        from: "gate[1] * c[unit] +",
+        to: "(gate[1] > 0.0f ? gate[1] * c[unit] : 0.0f) +",
+        kernel: "recurrent.lstm_step",
+        keep: "",
+        cases: "lstm",
+    },
 ];
 
 /// The library with the fault in it. Of other kernels it has one instance each, to be quick: what it lacks stays ours.

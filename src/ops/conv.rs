@@ -70,8 +70,8 @@ impl Conv<1> {
 /// `y = f(x ⋆ w + b)`: x `[n, c, h, w]`, w `[out, c / groups, kh, kw]`, optionally b `[out]`; y `[n, out, oh, ow]` with
 /// `oh = (h + 2 padding − dilation (kh − 1) − 1) / stride + 1`, rounded down.
 ///
-/// The pixels around an image count as zeros. Whether an infinite weight times such a zero is NaN or left out is not promised: the
-/// kernels differ in it, on the CPU and on GPUs.
+/// The pixels around an image count as zeros. Whether an infinite or NaN weight times such a zero is NaN or left out is not
+/// promised: the kernels differ in it, on the CPU and on GPUs (as PyTorch's do). Pixels that are there count as IEEE 754 says.
 ///
 /// Gradients, with dz = dy · f′: dx by [`ConvInputBackward`], dw by [`ConvWeightBackward`], db = Σ dz over images and pixels.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,8 @@
 //! conformance tests and `warpsmith selftest` share.
 //!
 //! Here: seeded values, tensors on a device, the list of all ops. [`layouts`] puts a tensor seven ways into memory,
-//! [`reference`](mod@reference) computes what must come out and knows nothing of the op bodies, [`compare`] judges under a computed
-//! tolerance, [`checks`] runs one op and says what is wrong, [`run()`] does it for all and reports.
+//! [`reference`](mod@reference) computes what must come out and knows nothing of the op bodies, [`specials`] puts NaN and the like
+//! among its values, [`compare`] judges under a computed tolerance, [`checks`] runs one op and says what is wrong, [`run()`] does it for all and reports.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod compare;
 pub mod layouts;
 pub mod reference;
 mod run;
+pub mod specials;
 
 use std::any::Any;
 use std::fmt::Debug;

@@ -4,7 +4,8 @@
 
 use super::checks::{accumulates, compare_outputs, keep_last, lay_out, sentinels};
 use super::layouts::{self, Kind};
-use super::reference;
+use super::reference::{self, Expected};
+use super::specials;
 use super::{AnyCase, Rng, Subject, Value, guarded, inputs_of, subjects};
 use crate::{DType, Device, Error, ErrorKind, Result, Tensor};
 
@@ -135,25 +136,71 @@ fn one_case(
             fail(report, id, "has no reference".into());
             continue;
         };
-        // An error is looked at for its kind before it becomes text.
-        let got = guarded(|| Ok(case.op.run(&tensors.iter().collect::<Vec<_>>())));
-        let outcome = match got {
-            // A GPU has kernels for these three float types; what it refuses of them does not load or cannot be launched.
-            Ok(Err(e))
-                if e.kind() == ErrorKind::Unsupported
-                    && !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) =>
-            {
-                report.unsupported += 1;
+        compared(report, *device, id, (subject, case, dtype), tensors, &want);
+    }
+    special_values(options, report, device, (subject, number, case, dtype))?;
+    memory(options, report, device, (subject, case, &inputs, &prefix))
+}
+
+/// Runs a case and judges what comes out.
+fn compared(
+    report: &mut Report,
+    device: Device,
+    id: String,
+    (subject, case, dtype): (&Subject, &AnyCase, DType),
+    tensors: Vec<Tensor>,
+    want: &[Expected],
+) {
+    // An error is looked at for its kind before it becomes text.
+    let got = guarded(|| Ok(case.op.run(&tensors.iter().collect::<Vec<_>>())));
+    let outcome = match got {
+        // A GPU has kernels for these three float types; what it refuses of them does not load or cannot be launched.
+        Ok(Err(e))
+            if e.kind() == ErrorKind::Unsupported
+                && !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) =>
+        {
+            report.unsupported += 1;
+            return;
+        }
+        Ok(Err(e)) => Err(format!("error: {e}")),
+        Ok(Ok(got)) => compare_outputs(&got, want, subject.tolerance),
+        Err(why) => Err(why),
+    };
+    drop(tensors);
+    judge(report, id, settled(outcome, device));
+}
+
+/// The case with many special values among its own, and with a few.
+fn special_values(
+    options: &mut Options<'_>,
+    report: &mut Report,
+    device: &mut Device,
+    (subject, number, case, dtype): (&Subject, usize, &AnyCase, DType),
+) -> Result<()> {
+    let name = subject.name;
+    let prefix = format!("{name}:{number}:{dtype}");
+    let plain = inputs_of(name, &case.inputs, number, dtype);
+    let mut rng = Rng::of(&[&prefix, &options.seed, &"specials"]);
+    let drawn = [rng.below(2), 2 + rng.below(2)];
+    for round in 0..specials::ROUNDS {
+        let id = format!("{prefix}:Specials{round}");
+        // As with layouts, every one may be asked for by name.
+        if !wants(options, &id) || options.case.is_none() && !drawn.contains(&round) {
+            continue;
+        }
+        let Some(inputs) = specials::among(case, &plain, round, &mut Rng::of(&[&id])) else { break };
+        renew(options, device)?;
+        let Some(want) = reference::expected(case.op.as_any(), &inputs) else { break };
+        let tensors = match guarded(|| Ok(inputs.iter().map(|v| v.tensor_on(*device)).collect())) {
+            Ok(tensors) => tensors,
+            Err(why) => {
+                fail(report, id, why);
                 continue;
             }
-            Ok(Err(e)) => Err(format!("error: {e}")),
-            Ok(Ok(got)) => compare_outputs(&got, &want, subject.tolerance),
-            Err(why) => Err(why),
         };
-        drop(tensors);
-        judge(report, id, settled(outcome, *device));
+        compared(report, *device, id, (subject, case, dtype), tensors, &want);
     }
-    memory(options, report, device, (subject, case, &inputs, &prefix))
+    Ok(())
 }
 
 /// The case once more into memory that exists: written between sentinels, and added.

@@ -6,8 +6,8 @@ use std::any::Any;
 
 use crate::{DType, ops};
 
-use super::Expected;
 use super::dd::{Dd, dd};
+use super::{Expected, Specials, round};
 use crate::selftest::Value;
 
 type Pair = (Dd, Dd);
@@ -50,6 +50,11 @@ fn statistics(x: &[Dd], eps: f64, dtype: DType) -> Statistics {
     Statistics { mean: (mean, size), variance: (variance, spread), rstd: (rstd, rstd * off) }
 }
 
+/// The type of statistics.
+fn kept(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
 fn parameter(v: Option<&Value>, i: usize, other: Dd) -> Dd {
     v.map_or(other, |v| dd(v.data[i]))
 }
@@ -62,12 +67,14 @@ fn normalised(
     affine: [Option<&Value>; 2],
 ) -> Vec<Pair> {
     let (channel, set, _) = members(&x.shape, groups);
+    let small = dd(round::underflow(kept(x.dtype)));
     let value = |i: usize| {
         let (s, v) = (&stats[set[i]], dd(x.data[i]));
         let (w, b) = (parameter(affine[0], channel[i], Dd::ONE), parameter(affine[1], channel[i], Dd::ZERO));
         let hat = (v - s.mean.0) * s.rstd.0;
         let off = s.rstd.1 / s.rstd.0;
-        (hat * w + b, w.abs() * (s.rstd.0 * (v.abs() + s.mean.1) + hat.abs() * off) + b.abs())
+        let lost = small * (Dd::ONE + v.abs() + s.mean.1);
+        (hat * w + b, w.abs() * (s.rstd.0 * (v.abs() + s.mean.1) + hat.abs() * off) + b.abs() + lost)
     };
     (0..x.data.len()).map(value).collect()
 }
@@ -76,7 +83,7 @@ fn forward(x: &Value, groups: Option<usize>, eps: f64, affine: [Option<&Value>; 
     let (_, set, count) = members(&x.shape, groups);
     let mut elements: Vec<Vec<Dd>> = vec![Vec::new(); count];
     x.data.iter().zip(&set).for_each(|(&v, &s)| elements[s].push(dd(v)));
-    let kept = if x.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let kept = kept(x.dtype);
     let stats: Vec<Statistics> = elements.iter().map(|x| statistics(x, eps, kept)).collect();
     let shape: Vec<usize> = groups.map_or(vec![x.shape[1]], |groups| vec![x.shape[0], groups]);
     let of = |f: fn(&Statistics) -> Pair| Expected::scaled(&shape, kept, stats.iter().map(f).collect());
@@ -107,6 +114,7 @@ fn backward(
     let weights = weight.then(|| &inputs[4]);
     let (channel, set, count) = members(&x.shape, groups);
     let stats = given(&inputs[1], &inputs[2], eps);
+    let small = dd(round::underflow(kept(x.dtype)));
     let zeros = |n: usize| vec![(Dd::ZERO, Dd::ZERO); n];
     let add = |slot: &mut Pair, v: Dd, size: Dd| *slot = (slot.0 + v, slot.1 + size);
     let (mut by_mean, mut by_rstd) = (zeros(count), zeros(count));
@@ -129,13 +137,16 @@ fn backward(
     }
     let value = |i: usize| {
         let (hat, size, g, rstd) = at(i);
+        // What vanished in a product is multiplied on.
+        let lost = |most: Dd| small * most * most;
+        let most = (Dd::ONE + dd(dy.data[i]).abs()) * (Dd::ONE + rstd);
         if !training {
-            return (rstd * g, rstd * g.abs());
+            return (rstd * g, rstd * g.abs() + lost(most));
         }
         let n = dd(members_of[set[i]]);
         let (first, second) = (by_mean[set[i]], by_rstd[set[i]]);
         let v = rstd * (g - first.0 / n - hat * (second.0 / n));
-        (v, rstd * (g.abs() + first.1 / n + size * (second.1 / n)))
+        (v, rstd * (g.abs() + first.1 / n + size * (second.1 / n)) + lost(most * (Dd::ONE + size)))
     };
     let mut out = vec![Expected::scaled(&x.shape, x.dtype, (0..x.data.len()).map(value).collect())];
     out.extend(weight.then(|| Expected::scaled(&x.shape[1..2], x.dtype, dw)));
@@ -187,4 +198,24 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     }
     let op = op.downcast_ref::<ops::GroupNormBackward>()?;
     Some(backward(inputs, Some(op.groups), (op.eps, true), (op.weight, op.bias)))
+}
+
+/// An infinity among the elements of a set leaves it no mean and no variance: all of the set is NaN. Weights are not subnormal,
+/// since they are multiplied by rstd before they meet an infinity. Where the statistics are those of x, backwards, they are not
+/// infinite: such a weight times a sum over a channel is not the sum of its products.
+pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
+    let of_weight = |weight: usize, which: Specials| if input == weight { which } else { Specials::NotHuge };
+    if op.is::<ops::BatchNorm>() || op.is::<ops::GroupNorm>() {
+        return Some(of_weight(1, Specials::NotSmall));
+    }
+    if op.is::<ops::BatchNormEval>() {
+        return Some(of_weight(3, Specials::NotSmall));
+    }
+    if op.is::<ops::GroupNormBackward>() {
+        return Some(of_weight(4, Specials::NotInfinite));
+    }
+    if let Some(op) = op.downcast_ref::<ops::BatchNormBackward>() {
+        return Some(of_weight(4, if op.training { Specials::NotInfinite } else { Specials::NotSmall }));
+    }
+    op.is::<ops::RunningStats>().then_some(Specials::NotHuge)
 }

@@ -153,7 +153,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         .or_else(|| compare::<Ge>(op, i, |a, b| a >= b))
 }
 
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     let clear = op.is::<Zip<Add>>()
         || op.is::<Zip<Sub>>()
         || op.is::<Zip<Mul>>()

@@ -6,9 +6,9 @@ use std::any::Any;
 
 use crate::ops::{Conv, ConvInputBackward, ConvWeightBackward, Convolution};
 
-use super::Expected;
 use super::dd::{Dd, dd};
 use super::index::at;
+use super::{Expected, Specials};
 use crate::selftest::Value;
 use crate::selftest::layouts::{indices, strides};
 
@@ -120,4 +120,20 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     }
     let op = op.downcast_ref::<ConvWeightBackward>()?;
     Some(vec![weight_backward(op, &inputs[0], &inputs[1])])
+}
+
+/// Infinities and NaN go where every product of the definition has both of its factors. Where a pixel may be absent (padding; dy
+/// between strides) its partner is finite: whether an infinite weight times an absent pixel is NaN or nothing is not promised,
+/// since the kernels differ in it, as PyTorch's do.
+pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
+    let partner = |whole: bool| if input == 1 && !whole { Specials::Finite } else { Specials::NotHuge };
+    let padded = |conv: &Conv<2>| conv.padding != [0, 0];
+    if let Some(op) = op.downcast_ref::<Convolution>() {
+        return Some(partner(!padded(&op.conv)));
+    }
+    if op.is::<ConvInputBackward>() {
+        return Some(partner(false));
+    }
+    let op = op.downcast_ref::<ConvWeightBackward>()?;
+    Some(if input == 0 && padded(&op.conv) { Specials::Finite } else { Specials::NotHuge })
 }

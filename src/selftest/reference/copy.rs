@@ -21,6 +21,6 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     Some(vec![out])
 }
 
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     (op.is::<ops::Contiguous>() || op.is::<ops::Cast>()).then_some(Specials::All)
 }

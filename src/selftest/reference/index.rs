@@ -112,7 +112,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     None
 }
 
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     if op.is::<ops::EmbeddingBackward>()
         || op.is::<ops::GatherBackward>()
         || op.is::<ops::IndexSelectBackward>()

@@ -377,7 +377,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 }
 
 /// A NaN anywhere is a NaN in the result; what infinities give depends on the order of the formula's terms.
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     let clear = op.is::<PointLoss<Mse>>() || op.is::<PointLoss<L1>>();
     clear.then_some(Specials::NotHuge)
 }

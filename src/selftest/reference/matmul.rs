@@ -94,6 +94,6 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 }
 
 /// A NaN or an infinity in a row or column is one in the results that it takes part in.
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     (op.is::<ops::MatMul>() || op.is::<ops::SumTo>()).then_some(Specials::NotHuge)
 }

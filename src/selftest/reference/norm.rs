@@ -6,8 +6,8 @@ use std::any::Any;
 
 use crate::{DType, ops};
 
-use super::Expected;
 use super::dd::{Dd, dd};
+use super::{Expected, Specials, round};
 use crate::selftest::Value;
 
 type Pair = (Dd, Dd);
@@ -33,7 +33,7 @@ fn forward(
     let n: usize = normalized.iter().product();
     let lead = &x.shape[..x.shape.len() - normalized.len()];
     let (mut y, mut means, mut rstds): (Vec<Pair>, Vec<Pair>, Vec<Pair>) = Default::default();
-    let count = dd(n as f64);
+    let (count, small) = (dd(n as f64), dd(round::underflow(kept(x.dtype))));
     for r in 0..lead.iter().product() {
         let row: Vec<Dd> = (0..n).map(|j| dd(x.data[r * n + j])).collect();
         // Over nothing there are no statistics.
@@ -50,7 +50,8 @@ fn forward(
         for (j, &v) in row.iter().enumerate() {
             let (w, b) = (value(parameters[0], j, Dd::ONE), value(parameters[1], j, Dd::ZERO));
             let hat = (v - mean) * rstd;
-            let scale = w.abs() * (rstd * (v.abs() + size) + hat.abs() * off) + b.abs();
+            let lost = small * (Dd::ONE + w.abs());
+            let scale = w.abs() * (rstd * (v.abs() + size) + hat.abs() * off) + b.abs() + lost;
             y.push((hat * w + b, scale));
         }
     }
@@ -77,7 +78,7 @@ fn backward(
     let (mean, rstd, dy) = (take(centred), take(true).expect("rstd"), take(true).expect("dy"));
     let (w, dmean, drstd) = (take(weight), take(stats && centred), take(stats));
     let n: usize = normalized.iter().product();
-    let count = dd(n as f64);
+    let (count, small) = (dd(n as f64), dd(round::underflow(kept(x.dtype))));
     let mut dx: Vec<Pair> = Vec::new();
     let zeros = vec![(Dd::ZERO, Dd::ZERO); n];
     let (mut dw, mut db) = (zeros.clone(), zeros);
@@ -85,20 +86,21 @@ fn backward(
         let (m, s) = (value(mean, r, Dd::ZERO), dd(rstd.data[r]));
         let row = |v: &Value| -> Vec<Dd> { (0..n).map(|j| dd(v.data[r * n + j])).collect() };
         let (x, dy) = (row(x), row(dy));
-        let hat: Vec<Pair> = x.iter().map(|&x| ((x - m) * s, (x.abs() + m.abs()) * s)).collect();
+        let hat: Vec<Pair> = x.iter().map(|&x| ((x - m) * s, (x.abs() + m.abs()) * s.abs())).collect();
         let g: Vec<Dd> = dy.iter().enumerate().map(|(j, &dy)| dy * value(w, j, Dd::ONE)).collect();
         let sum = |f: &dyn Fn(usize) -> Dd| (0..n).map(f).sum::<Dd>();
         let (dm, ds) = (value(dmean, r, Dd::ZERO), value(drstd, r, Dd::ZERO));
         // dL/dmean and dL/drstd, then their parts of each x.
         let by_mean = if centred { dm - s * sum(&|j| g[j]) } else { Dd::ZERO };
         let by_rstd = ds + sum(&|j| g[j] * (x[j] - m));
-        let mean_size = if centred { dm.abs() + s * sum(&|j| g[j].abs()) } else { Dd::ZERO };
-        let rstd_size = ds.abs() + sum(&|j| g[j].abs() * hat[j].1) / s;
+        let mean_size = if centred { dm.abs() + s.abs() * sum(&|j| g[j].abs()) } else { Dd::ZERO };
+        let rstd_size = ds.abs() + sum(&|j| g[j].abs() * (x[j].abs() + m.abs()));
         for j in 0..n {
             let v = s * g[j] + by_mean / count - by_rstd * s * s * hat[j].0 / count;
-            let scale = s * g[j].abs() + mean_size / count + rstd_size * s * s * hat[j].1 / count;
-            dx.push((v, scale));
-            dw[j] = (dw[j].0 + dy[j] * hat[j].0, dw[j].1 + dy[j].abs() * hat[j].1);
+            let scale = s.abs() * g[j].abs() + mean_size / count + rstd_size * s * s * hat[j].1 / count;
+            dx.push((v, scale + small * (Dd::ONE + s.abs()) * (Dd::ONE + hat[j].1)));
+            let lost = small * (Dd::ONE + dy[j].abs());
+            dw[j] = (dw[j].0 + dy[j] * hat[j].0, dw[j].1 + dy[j].abs() * hat[j].1 + lost);
             db[j] = (db[j].0 + dy[j], db[j].1 + dy[j].abs());
         }
     }
@@ -123,4 +125,18 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     }
     let op = op.downcast_ref::<ops::RmsNormBackward>()?;
     Some(backward(inputs, op.shape.dims(), false, op.weight, false, op.stats))
+}
+
+/// An infinity in a row leaves it no mean and no variance: all of a layer norm's row is NaN. The statistics that a backward is
+/// given are finite or NaN; rstd, a factor of every term, may be 0.
+pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
+    if op.is::<ops::LayerNorm>() || op.is::<ops::RmsNorm>() {
+        return Some(Specials::NotHuge);
+    }
+    let statistics = match input {
+        1 => op.is::<ops::LayerNormBackward>() || op.is::<ops::RmsNormBackward>(),
+        _ => input == 2 && op.is::<ops::LayerNormBackward>(),
+    };
+    let back = op.is::<ops::LayerNormBackward>() || op.is::<ops::RmsNormBackward>();
+    back.then_some(if statistics { Specials::NotInfinite } else { Specials::NotSmall })
 }

@@ -187,18 +187,21 @@ fn coordinate(op: &ops::Interpolate, d: usize, input: usize, o: usize, exact: bo
     };
     let (o, step) = (o as f64, round(step));
     let at = if nearest || corners { round(o * step) } else { round(round((o + 0.5) * step) - 0.5) };
-    at.clamp(0.0, input - 1.0)
+    at.max(0.0)
 }
 
 fn resize_weights(op: &ops::Interpolate, size: [usize; 2], exact: bool) -> Vec<Vec<(usize, Dd)>> {
     let along = [0, 1].map(|d| -> Vec<Vec<(usize, Dd)>> {
         let taps = |o: usize| {
             let at = coordinate(op, d, size[d], o, exact);
-            let (first, part) = (at.floor(), dd(at) - dd(at.floor()));
+            // Beyond the last element that one is both neighbours.
+            let last = (size[d] - 1) as f64;
+            let first = at.floor().min(last) as usize;
             if op.mode == ops::Interpolation::Nearest {
-                return vec![(first as usize, Dd::ONE)];
+                return vec![(first, Dd::ONE)];
             }
-            vec![(first as usize, Dd::ONE - part), ((first as usize + 1).min(size[d] - 1), part)]
+            let part = dd((at - first as f64).min(1.0));
+            vec![(first, Dd::ONE - part), ((first + 1).min(size[d] - 1), part)]
         };
         (0..op.size[d]).map(taps).collect()
     });
@@ -244,6 +247,14 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     Some(scattered(first, op.input, &resize_weights(&op.resize, op.input, exact)))
 }
 
-pub fn specials(op: &dyn Any) -> Option<Specials> {
-    op.is::<ops::MaxPool2d>().then_some(Specials::All)
+/// Elements beside an image are no part of any window. A neighbour with weight 0 is a part of a resized image all the same, as in
+/// PyTorch: an infinity there gives NaN.
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
+    if op.is::<ops::MaxPool2d>() {
+        return Some(Specials::All);
+    }
+    let average = op.is::<ops::AvgPool2d>() || op.is::<ops::AdaptiveAvgPool2d>();
+    let spread = op.is::<ops::AvgPool2dBackward>() || op.is::<ops::AdaptiveAvgPool2dBackward>();
+    let resize = op.is::<ops::Interpolate>() || op.is::<ops::InterpolateBackward>();
+    (average || spread || resize || op.is::<ops::MaxPool2dBackward>()).then_some(Specials::NotHuge)
 }

@@ -12,8 +12,8 @@ use crate::DType;
 use crate::cpu::activation::Activation;
 use crate::ops::{self, Direction};
 
-use super::Expected;
 use super::dd::{Dd, dd};
+use super::{Expected, Specials, round};
 use crate::selftest::Value;
 
 /// A number and the bound of its error.
@@ -31,9 +31,10 @@ impl Num {
         Num { v: dd(v), e: Dd::ZERO }
     }
 
-    /// A result with what its operands brought: its own rounding comes on top.
+    /// A result with what its operands brought: its own rounding comes on top. Infinities are exact.
     fn rounded(v: Dd, brought: Dd) -> Num {
-        Num { v, e: brought + v.abs() }
+        let own = v.abs() + dd(round::underflow(DType::F32));
+        Num { v, e: if v.is_finite() { brought + own } else { Dd::ZERO } }
     }
 
     fn add(self, other: Num) -> Num {
@@ -66,7 +67,8 @@ impl Num {
     /// As it is after it was stored in `dtype`.
     fn stored(self, dtype: DType) -> Num {
         let ratio = dtype.unit_roundoff() / DType::F32.unit_roundoff();
-        if dtype.size() == 2 { Num { e: self.e + self.v.abs() * dd(ratio), ..self } } else { self }
+        let rounds = dtype.size() == 2 && self.v.is_finite();
+        if rounds { Num { e: self.e + self.v.abs() * dd(ratio), ..self } } else { self }
     }
 }
 
@@ -345,14 +347,16 @@ fn rnn_backward(pass: &Pass, activation: Activation, [dy, w, y]: [&Value; 3]) ->
         let mut row = vec![Vec::new(); pass.steps];
         for k in (0..pass.steps).rev() {
             let t = pass.place(k);
-            let slope = |j: usize| {
+            let slope = |j: usize, d: Num| {
                 let y = pass.at(y, t, b, n, j);
                 match activation {
-                    Activation::Relu => Num::of(if y.v.get() > 0.0 { 1.0 } else { 0.0 }),
-                    _ => y.mul(y).complement(),
+                    // Nothing comes through, not even a NaN; of a NaN everything does, as in PyTorch.
+                    Activation::Relu if y.v.get() <= 0.0 => Num::ZERO,
+                    Activation::Relu => d,
+                    _ => d.mul(y.mul(y).complement()),
                 }
             };
-            let ds: Vec<Num> = (0..n).map(|j| dh[j].add(pass.at(dy, t, b, n, j)).mul(slope(j))).collect();
+            let ds: Vec<Num> = (0..n).map(|j| slope(j, dh[j].add(pass.at(dy, t, b, n, j)))).collect();
             dh = through(pass, w, &ds);
             row[t] = ds;
         }
@@ -427,4 +431,20 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         return Some(rnn_backward(&pass, op.activation, [&i[0], &i[1], &i[2]]));
     }
     None
+}
+
+/// A NaN reaches all units of its row at later steps (earlier ones, backwards) and no other row. Backwards an infinite weight is
+/// left out: what it meets may have vanished where it was stored in 16 bits.
+pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
+    let cell = op.is::<ops::LstmCell>() || op.is::<ops::GruCell>() || op.is::<ops::RnnCell>();
+    if cell || op.is::<ops::Lstm>() || op.is::<ops::Gru>() || op.is::<ops::Rnn>() {
+        return Some(Specials::NotHuge);
+    }
+    let cell = op.is::<ops::LstmCellBackward>() || op.is::<ops::GruCellBackward>();
+    let weights = match input {
+        1 => op.is::<ops::GruBackward>() || op.is::<ops::RnnBackward>(),
+        _ => input == 2 && op.is::<ops::LstmBackward>(),
+    };
+    let sequence = op.is::<ops::LstmBackward>() || op.is::<ops::GruBackward>() || op.is::<ops::RnnBackward>();
+    (cell || sequence).then_some(if weights { Specials::NotInfinite } else { Specials::NotSmall })
 }

@@ -221,7 +221,7 @@ fn moments(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 }
 
 /// Huge values would overflow a partial sum or not, by the order of the additions.
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     let sums = op.is::<ops::Sum>() || op.is::<ops::Mean>();
     if sums || op.is::<ops::Var>() || op.is::<ops::LogSumExp>() {
         return Some(Specials::NotHuge);

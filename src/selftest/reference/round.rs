@@ -64,6 +64,11 @@ pub fn ulp(dtype: DType, v: f64) -> f64 {
     pow2(e - (p - 1))
 }
 
+/// What a product below the normal range loses, in units of the type's roundoff: it is rounded to a multiple of the least number.
+pub fn underflow(dtype: DType) -> f64 {
+    tiny(dtype)[0] / dtype.unit_roundoff()
+}
+
 /// The largest finite number of a float type.
 pub fn max(dtype: DType) -> f64 {
     let (p, _, most) = format(dtype).unwrap_or((53, -1022, 1023));

@@ -71,6 +71,6 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 }
 
 /// An infinite or NaN maximum gives NaN, a single −∞ a zero.
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     (op.is::<ops::Softmax>() || op.is::<ops::LogSoftmax>()).then_some(Specials::NotHuge)
 }

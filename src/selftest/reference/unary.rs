@@ -188,7 +188,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         })
 }
 
-pub fn specials(op: &dyn Any) -> Option<Specials> {
+pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     let clear = op.is::<Map<Relu>>()
         || op.is::<Map<LeakyRelu>>()
         || op.is::<Map<Gelu>>()
