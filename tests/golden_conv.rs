@@ -3,35 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+mod golden;
+
+use golden::{assert_close, numbers, sizes, tensor};
 use serde_json::Value;
 use warpsmith::device::sim::SimOptions;
 use warpsmith::nn::{Activation, Conv1d, Conv2d, ConvOptions, ConvTranspose2d, Cx, Module, Scope};
 use warpsmith::ops::Conv;
 use warpsmith::{Arena, DType, Device, ErrorKind, Tensor};
-
-fn numbers(v: &Value) -> Vec<f64> {
-    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-fn sizes<const N: usize>(v: &Value) -> [usize; N] {
-    let list: Vec<usize> = numbers(v).into_iter().map(|d| d as usize).collect();
-    list.try_into().unwrap()
-}
-
-fn tensor(v: &Value, dtype: DType) -> Tensor {
-    let shape: Vec<usize> = numbers(&v["shape"]).into_iter().map(|d| d as usize).collect();
-    Tensor::from_slice(&numbers(&v["data"]), shape, Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-}
-
-fn assert_close(what: &str, got: &Tensor, want: &Value, rtol: f64) {
-    let dims: Vec<f64> = got.dims().iter().map(|&d| d as f64).collect();
-    assert_eq!(dims, numbers(&want["shape"]), "{what}");
-    let (got, want) = (got.to_f64_vec().unwrap(), numbers(&want["data"]));
-    let size = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
-    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-        assert!((g - w).abs() <= rtol * size, "{what}[{i}]: {g:e} instead of {w:e}");
-    }
-}
 
 fn options<const N: usize>(args: &Value) -> ConvOptions<N> {
     ConvOptions {
@@ -66,11 +45,7 @@ fn build(case: &Value, scope: &Scope) -> Box<dyn Module> {
 
 #[test]
 fn layers_follow_pytorch() {
-    let path = format!("{}/tests/golden/convolutions.json", env!("CARGO_MANIFEST_DIR"));
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() >= 27, "only {} cases", cases.len());
-    for case in cases {
+    for case in golden::cases(&golden::read("convolutions"), 27) {
         let name = case["name"].as_str().unwrap();
         for (dtype, rtol) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
             let arena = Arena::new(dtype, Device::Cpu).unwrap();

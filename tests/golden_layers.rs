@@ -1,40 +1,15 @@
 //! Layers, losses, a whole model and initialisers against PyTorch's numbers (`tests/golden`).
 
+mod golden;
+
 use std::collections::BTreeMap;
 
+use golden::{assert_close, dims, tensor};
 use serde_json::Value;
 use warpsmith::autograd::backward_from;
 use warpsmith::nn::{Activation, Cx, Fan, Init, LayerNorm, Linear, Module, Scope, Sequential, gain};
 use warpsmith::ops::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
 use warpsmith::{Arena, DType, Device, Result, Shape, Tensor};
-
-fn golden(file: &str) -> Value {
-    let path = format!("{}/tests/golden/{file}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn numbers(v: &Value) -> Vec<f64> {
-    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-fn dims(v: &Value) -> Vec<usize> {
-    numbers(v).into_iter().map(|d| d as usize).collect()
-}
-
-/// A tensor of the file, its floats in `dtype`.
-fn tensor(v: &Value, dtype: DType) -> Tensor {
-    let data = Tensor::from_slice(&numbers(&v["data"]), dims(&v["shape"]), Device::Cpu).unwrap();
-    data.to_dtype(if v["dtype"] == "i64" { DType::I64 } else { dtype }).unwrap()
-}
-
-fn assert_close(what: &str, got: &Tensor, want: &[f64], rtol: f64) {
-    let got = got.to_f64_vec().unwrap();
-    assert_eq!(got.len(), want.len(), "{what}");
-    let size = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= rtol * size, "{what}[{i}]: {g:e} instead of {w:e}");
-    }
-}
 
 fn reduction(case: &Value) -> Reduction {
     match case["args"]["reduction"].as_str().unwrap() {
@@ -102,41 +77,18 @@ fn call(case: &Value, inputs: &BTreeMap<&str, Tensor>) -> Result<Tensor> {
 }
 
 fn compare(file: &str, least: usize) {
-    let file = golden(file);
-    let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() >= least, "only {} cases", cases.len());
-    for case in cases {
+    for case in golden::cases(&golden::read(file), least) {
         let name = case["name"].as_str().unwrap();
-        let grads = case["grads"].as_object().unwrap();
         for (dtype, rtol) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
-            let inputs: BTreeMap<&str, Tensor> = case["inputs"]
-                .as_object()
-                .unwrap()
-                .iter()
-                .map(|(key, v)| {
-                    let t = tensor(v, dtype);
-                    (key.as_str(), if grads.contains_key(key) { t.as_leaf().unwrap() } else { t })
-                })
-                .collect();
+            let inputs = golden::inputs(case, dtype);
             let output = call(case, &inputs).unwrap_or_else(|e| panic!("{name}, {dtype}: {e}"));
-            assert_eq!(output.dims(), dims(&case["output"]["shape"]), "{name}");
-            assert_close(
-                &format!("{name}, {dtype}, output"),
-                &output,
-                &numbers(&case["output"]["data"]),
-                rtol,
-            );
+            assert_close(&format!("{name}, {dtype}, output"), &output, &case["output"], rtol);
             let found = backward_from(&output, &tensor(&case["dy"], dtype)).unwrap();
-            for (key, want) in grads {
+            for (key, want) in case["grads"].as_object().unwrap() {
                 let got = found
                     .get(&inputs[key.as_str()])
                     .unwrap_or_else(|| panic!("{name}: no gradient of {key}"));
-                assert_close(
-                    &format!("{name}, {dtype}, gradient of {key}"),
-                    got,
-                    &numbers(&want["data"]),
-                    10.0 * rtol,
-                );
+                assert_close(&format!("{name}, {dtype}, gradient of {key}"), got, want, 10.0 * rtol);
             }
         }
     }
@@ -154,7 +106,7 @@ fn losses_follow_pytorch() {
 
 #[test]
 fn a_whole_model_follows_pytorch() {
-    let file = golden("model");
+    let file = golden::read("model");
     let arena = Arena::new(DType::F64, Device::Cpu).unwrap();
     let scope = Scope::new(&arena, 0);
     let net = Sequential::new()
@@ -169,19 +121,19 @@ fn a_whole_model_follows_pytorch() {
         arena.param(name).unwrap().set(&tensor(value, DType::F64)).unwrap();
     }
     let output = net.forward(&mut Cx::eval(), &tensor(&file["x"], DType::F64)).unwrap();
-    assert_close("output", &output, &numbers(&file["output"]["data"]), 1e-11);
+    assert_close("output", &output, &file["output"], 1e-11);
     let loss = output.cross_entropy(&tensor(&file["target"], DType::F64), CrossEntropy::default()).unwrap();
-    assert_close("loss", &loss, &numbers(&file["loss"]["data"]), 1e-12);
+    assert_close("loss", &loss, &file["loss"], 1e-12);
     arena.backward(&loss).unwrap();
     for (name, want) in file["grads"].as_object().unwrap() {
         let got = arena.param(name).unwrap().grad().unwrap().unwrap();
-        assert_close(name, &got, &numbers(&want["data"]), 1e-10);
+        assert_close(name, &got, want, 1e-10);
     }
 }
 
 #[test]
 fn initialisers_follow_pytorchs_distributions() {
-    let file = golden("initialisers");
+    let file = golden::read("initialisers");
     for (name, value) in file["gains"].as_object().unwrap() {
         let (kind, slope) = match name.as_str() {
             "leaky_relu" => ("leaky_relu", 0.01),

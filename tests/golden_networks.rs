@@ -3,7 +3,9 @@
 
 #![cfg(feature = "train")]
 
-use serde_json::Value;
+mod golden;
+
+use golden::numbers;
 use warpsmith::data::{Targets, Task};
 use warpsmith::nn::Cx;
 use warpsmith::tensor::no_grad;
@@ -27,17 +29,10 @@ fn fill(shape: &[usize], kind: &str, phase: f64) -> Vec<f64> {
     (0..shape.iter().product()).map(value).collect()
 }
 
-fn numbers(v: &Value) -> Vec<f64> {
-    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
 /// Within `share` of the largest of `want`.
+#[track_caller]
 fn assert_close(what: &str, got: &[f64], want: &[f64], share: f64) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let size = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= share * size, "{what}[{i}]: {g:e} instead of {w:e}");
-    }
+    golden::assert_numbers_close(what, got, want, share, 1e-3);
 }
 
 /// Sum and Euclidean norm.
@@ -48,12 +43,10 @@ fn sums(t: &Tensor) -> Vec<f64> {
 
 #[test]
 fn named_networks_are_pytorchs() {
-    let path = format!("{}/tests/golden/networks.json", env!("CARGO_MANIFEST_DIR"));
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let device = Device::cpu();
-    for case in file["cases"].as_array().unwrap() {
+    for case in golden::cases(&golden::read("networks"), 5) {
         let name = case["model"].as_str().unwrap();
-        let input: Vec<usize> = numbers(&case["input"]).iter().map(|&n| n as usize).collect();
+        let input = golden::dims(&case["input"]);
         let architecture = Architecture::new(Task::Multiclass, &input, 10, name.parse().unwrap());
         let model = Model::new(architecture, 0, device).unwrap();
         let params = model.arena().params().unwrap();

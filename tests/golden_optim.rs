@@ -1,20 +1,14 @@
 //! Optimisers, schedules and clipping against PyTorch's numbers (`tests/golden`).
 
+mod golden;
+
+use golden::numbers;
 use serde_json::Value;
 use warpsmith::optim::{
     Adam, AdamW, Anneal, Clip, Optimizer, Plateau, RmsProp, Rule, Schedule, Sgd, global_norm,
 };
 use warpsmith::param::StepBlock;
 use warpsmith::{Arena, DType, Device, Param, Result, Tensor};
-
-fn golden(file: &str) -> Value {
-    let path = format!("{}/tests/golden/{file}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn numbers(v: &Value) -> Vec<f64> {
-    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
 
 fn arg(case: &Value, name: &str) -> f64 {
     case["args"][name].as_f64().unwrap_or_else(|| panic!("{} has no {name}", case["name"]))
@@ -87,10 +81,8 @@ fn run_case<R: Rule>(file: &Value, case: &Value, rule: R, dtype: DType) {
 
 #[test]
 fn optimizers_follow_pytorch() {
-    let file = golden("optimizers");
-    let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() >= 21);
-    for case in cases {
+    let file = golden::read("optimizers");
+    for case in golden::cases(&file, 21) {
         for dtype in [DType::F64, DType::F32] {
             let betas = || numbers(&case["args"]["betas"]);
             let flag = |name: &str| case["args"][name].as_bool().unwrap();
@@ -138,7 +130,7 @@ fn optimizers_follow_pytorch() {
 
 #[test]
 fn schedules_follow_pytorch() {
-    let file = golden("schedulers");
+    let file = golden::read("schedulers");
     let mut compared = 0;
     for case in file["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
@@ -197,14 +189,14 @@ fn plateau(case: &Value, lr: f64) {
 
 #[test]
 fn clipping_follows_pytorch() {
-    for case in golden("clipping")["cases"].as_array().unwrap() {
+    for case in golden::read("clipping")["cases"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
         let arena = Arena::new(DType::F64, Device::Cpu).unwrap();
         let before = case["before"].as_object().unwrap();
         let params: Vec<(Param, Vec<f64>)> = before
             .iter()
             .map(|(key, t)| {
-                let shape: Vec<usize> = numbers(&t["shape"]).iter().map(|&d| d as usize).collect();
+                let shape = golden::dims(&t["shape"]);
                 let grad = numbers(&t["data"]);
                 (arena.register(key, &shape, &vec![0.0; grad.len()]).unwrap(), grad)
             })

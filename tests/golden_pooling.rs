@@ -1,42 +1,15 @@
 //! Pooling, resizing, batch norm and group norm against PyTorch's numbers (`tests/golden`).
 
+mod golden;
+
 use std::collections::BTreeMap;
 
+use golden::{assert_close, numbers, sizes, tensor};
 use serde_json::Value;
 use warpsmith::autograd::backward_from;
 use warpsmith::nn::{BatchNorm1d, BatchNorm2d, BatchNormOptions, Cx, Module, Scope};
 use warpsmith::ops::{Interpolation, Resize, Window};
 use warpsmith::{Arena, DType, Device, Result, Tensor};
-
-fn golden(file: &str) -> Value {
-    let path = format!("{}/tests/golden/{file}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn numbers(v: &Value) -> Vec<f64> {
-    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-fn sizes<const N: usize>(v: &Value) -> [usize; N] {
-    let dims: Vec<usize> = numbers(v).into_iter().map(|d| d as usize).collect();
-    dims.try_into().unwrap()
-}
-
-fn tensor(v: &Value, dtype: DType) -> Tensor {
-    let dims: Vec<usize> = numbers(&v["shape"]).into_iter().map(|d| d as usize).collect();
-    Tensor::from_slice(&numbers(&v["data"]), dims, Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-}
-
-/// Within `rtol` of the largest of `want`, or of `terms`, the size of what was added, where all cancels.
-#[track_caller]
-fn assert_close(what: &str, got: &Tensor, want: &Value, rtol: f64, terms: f64) {
-    let (got, want) = (got.to_f64_vec().unwrap(), numbers(&want["data"]));
-    assert_eq!(got.len(), want.len(), "{what}");
-    let size = want.iter().fold(terms, |m, w| m.max(w.abs()));
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((g - w).abs() <= rtol * size, "{what}[{i}]: {g:e} instead of {w:e}");
-    }
-}
 
 fn window<const N: usize>(args: &Value) -> Window<N> {
     Window::new(sizes(&args["kernel"]))
@@ -80,21 +53,12 @@ fn call(case: &Value, inputs: &BTreeMap<&str, Tensor>) -> Result<Tensor> {
 
 #[test]
 fn pooling_and_resizing_follow_pytorch() {
-    let file = golden("pooling");
-    let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() >= 77, "only {} cases", cases.len());
-    for case in cases {
+    for case in golden::cases(&golden::read("pooling"), 77) {
         let name = case["name"].as_str().unwrap();
         for (dtype, rtol) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
-            let inputs: BTreeMap<&str, Tensor> = case["inputs"]
-                .as_object()
-                .unwrap()
-                .iter()
-                .map(|(key, v)| (key.as_str(), tensor(v, dtype).as_leaf().unwrap()))
-                .collect();
+            let inputs = golden::inputs(case, dtype);
             let output = call(case, &inputs).unwrap_or_else(|e| panic!("{name}, {dtype}: {e}"));
-            assert_eq!(output.dims(), tensor(&case["output"], dtype).dims(), "{name}");
-            assert_close(&format!("{name}, {dtype}, output"), &output, &case["output"], rtol, 1e-3);
+            assert_close(&format!("{name}, {dtype}, output"), &output, &case["output"], rtol);
             let found = backward_from(&output, &tensor(&case["dy"], dtype)).unwrap();
             // A gradient through a norm is a difference of terms as large as dy, of which little may be left.
             let terms = numbers(&case["dy"]["data"]).iter().fold(1e-3f64, |m, v| m.max(v.abs()));
@@ -102,7 +66,8 @@ fn pooling_and_resizing_follow_pytorch() {
                 let got = found
                     .get(&inputs[key.as_str()])
                     .unwrap_or_else(|| panic!("{name}: no gradient of {key}"));
-                assert_close(&format!("{name}, {dtype}, gradient of {key}"), got, want, 10.0 * rtol, terms);
+                let what = format!("{name}, {dtype}, gradient of {key}");
+                golden::assert_close_to_terms(&what, got, want, 10.0 * rtol, terms);
             }
         }
     }
@@ -128,14 +93,14 @@ fn pass(what: &str, (arena, layer): (&Arena, &Layer), mut cx: Cx, step: &Value, 
     let dtype = arena.dtype();
     let x = tensor(&step["x"], dtype).as_leaf().unwrap();
     let y = layer.forward(&mut cx, &x);
-    assert_close(&format!("{what}, output"), &y, &step["output"], rtol, 1e-3);
+    assert_close(&format!("{what}, output"), &y, &step["output"], rtol);
     let found = backward_from(&y, &tensor(&step["dy"], dtype)).unwrap();
     for (key, want) in step["grads"].as_object().unwrap() {
         let got = match key.as_str() {
             "x" => found.get(&x).unwrap().clone(),
             key => found.get(&arena.param(key).unwrap().get().unwrap()).unwrap().clone(),
         };
-        assert_close(&format!("{what}, gradient of {key}"), &got, want, 10.0 * rtol, 1e-3);
+        assert_close(&format!("{what}, gradient of {key}"), &got, want, 10.0 * rtol);
     }
     let buffers = step["buffers"].as_object().unwrap();
     assert_eq!(arena.buffers().len(), buffers.len(), "{what}");
@@ -143,16 +108,13 @@ fn pass(what: &str, (arena, layer): (&Arena, &Layer), mut cx: Cx, step: &Value, 
         let what = format!("{what}, {}", buffer.name());
         let want = &buffers[buffer.name()];
         assert_eq!(want["dtype"] == "i64", buffer.get().dtype() == DType::I64, "{what}");
-        assert_close(&what, buffer.get(), want, rtol, 1e-3);
+        assert_close(&what, buffer.get(), want, rtol);
     }
 }
 
 #[test]
 fn batch_norm_follows_pytorch_from_step_to_step() {
-    let file = golden("batch_norm");
-    let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() >= 7, "only {} cases", cases.len());
-    for case in cases {
+    for case in golden::cases(&golden::read("batch_norm"), 7) {
         let name = case["name"].as_str().unwrap();
         for (dtype, rtol) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
             // Beside 500 an f32 has 15 bits for the rest, so x̂ is that exact and no more.

@@ -1,33 +1,15 @@
 //! Recurrent networks and cells against PyTorch's numbers (`tests/golden/recurrent.json`), and what PyTorch's do at the edges:
 //! batches of any size, views, long sequences, dropout between layers, sequences without steps.
 
-use std::collections::BTreeMap;
+mod golden;
 
+use golden::{assert_close, numbers, tensor};
 use serde_json::Value;
 use warpsmith::autograd::Grads;
 use warpsmith::nn::{
     Activation, Cx, GRU, GRUCell, LSTM, LSTMCell, Module, RNN, RNNCell, RecurrentOptions, Scope,
 };
 use warpsmith::{Arena, DType, Device, ErrorKind, Result, Tensor};
-
-fn numbers(v: &Value) -> Vec<f64> {
-    v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-fn tensor(v: &Value, dtype: DType) -> Tensor {
-    let shape: Vec<usize> = numbers(&v["shape"]).into_iter().map(|d| d as usize).collect();
-    Tensor::from_slice(&numbers(&v["data"]), shape, Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-}
-
-fn assert_close(what: &str, got: &Tensor, want: &Value, rtol: f64) {
-    let dims: Vec<f64> = got.dims().iter().map(|&d| d as f64).collect();
-    assert_eq!(dims, numbers(&want["shape"]), "{what}");
-    let (got, want) = (got.to_f64_vec().unwrap(), numbers(&want["data"]));
-    let size = want.iter().fold(1e-3f64, |m, w| m.max(w.abs()));
-    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-        assert!((g - w).abs() <= rtol * size, "{what}[{i}]: {g:e} instead of {w:e}");
-    }
-}
 
 fn options(args: &Value) -> RecurrentOptions {
     RecurrentOptions {
@@ -122,11 +104,7 @@ fn gradients(arena: &Arena, outputs: &[(&str, Tensor)], dy: &Value, dtype: DType
 
 #[test]
 fn networks_and_cells_follow_pytorch() {
-    let path = format!("{}/tests/golden/recurrent.json", env!("CARGO_MANIFEST_DIR"));
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() >= 31, "only {} cases", cases.len());
-    for case in cases {
+    for case in golden::cases(&golden::read("recurrent"), 31) {
         let name = case["name"].as_str().unwrap();
         for (dtype, rtol) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
             let arena = Arena::new(dtype, Device::Cpu).unwrap();
@@ -137,12 +115,7 @@ fn networks_and_cells_follow_pytorch() {
             for (key, value) in parameters {
                 arena.param(key).unwrap().set(&tensor(value, dtype)).unwrap();
             }
-            let inputs: BTreeMap<&str, Tensor> = case["inputs"]
-                .as_object()
-                .unwrap()
-                .iter()
-                .map(|(key, v)| (key.as_str(), tensor(v, dtype).as_leaf().unwrap()))
-                .collect();
+            let inputs = golden::inputs(case, dtype);
             let states = inputs.get("h0").map(|h| (h, inputs.get("c0")));
             let outputs = forward(&inputs["x"], states).unwrap_or_else(|e| panic!("{name}, {dtype}: {e}"));
             assert_eq!(outputs.len(), case["outputs"].as_object().unwrap().len());
