@@ -37,14 +37,10 @@ impl Weights {
     /// What comes from the input and what comes from the state.
     #[track_caller]
     fn sums(&self, x: &Tensor, h: &Tensor) -> Result<[Tensor; 2]> {
-        let biases = match &self.biases {
-            Some([ih, hh]) => Some([ih.get()?, hh.get()?]),
-            None => None,
-        };
-        let [ih, hh] = [0, 1].map(|k| biases.as_ref().map(|b| &b[k]));
+        let [ih, hh] = self.bias_values()?;
         Ok([
-            x.linear(&self.ih.get()?, ih, Activation::Identity)?,
-            h.linear(&self.hh.get()?, hh, Activation::Identity)?,
+            x.linear(&self.ih.get()?, ih.as_ref(), Activation::Identity)?,
+            h.linear(&self.hh.get()?, hh.as_ref(), Activation::Identity)?,
         ])
     }
 }

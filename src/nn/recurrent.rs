@@ -70,6 +70,14 @@ impl Weights {
         [&self.ih, &self.hh].into_iter().chain(self.biases.iter().flatten()).cloned()
     }
 
+    /// The biases of both sides, or none.
+    pub(super) fn bias_values(&self) -> Result<[Option<Tensor>; 2]> {
+        match &self.biases {
+            Some([ih, hh]) => Ok([Some(ih.get()?), Some(hh.get()?)]),
+            None => Ok([None, None]),
+        }
+    }
+
     /// What comes from the input, with the biases of both sides where they may be added together.
     #[track_caller]
     fn project(&self, x: &Tensor) -> Result<Tensor> {
@@ -184,6 +192,30 @@ impl Stack {
         Ok(x)
     }
 
+    /// A whole network whose only state is h: `step(x, weights, h0, direction)` is one layer in one direction. `last_states` gets
+    /// the state after the last step of each.
+    #[track_caller]
+    fn run(
+        &self,
+        op: &'static str,
+        cx: &mut Cx,
+        x: &Tensor,
+        h0: Option<&Tensor>,
+        mut last_states: Option<&mut Vec<Tensor>>,
+        step: impl Fn(&Tensor, &Weights, &Tensor, Direction) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let x = self.enter(op, x)?;
+        h0.map_or(Ok(()), |given| self.expect_state(op, "h0", &x, given))?;
+        let y = self.forward(cx, &x, |number, weights, direction, x| {
+            let y = step(x, weights, &state(h0, number, x, self.hidden)?, direction)?;
+            if let Some(states) = &mut last_states {
+                states.push(last(&y, direction)?);
+            }
+            Ok(y)
+        })?;
+        self.leave(&y)
+    }
+
     fn params(&self) -> Vec<Param> {
         self.weights.iter().flat_map(Weights::params).collect()
     }
@@ -253,22 +285,18 @@ impl LSTM {
         states: Option<(&Tensor, &Tensor)>,
     ) -> Result<(Tensor, (Tensor, Tensor))> {
         let (mut hs, mut cs) = (Vec::new(), Vec::new());
-        let y = self.run(cx, x, states, |y, c, direction| {
-            hs.push(last(y, direction)?);
-            cs.push(c);
-            Ok(())
-        })?;
+        let y = self.run(cx, x, states, Some((&mut hs, &mut cs)))?;
         Ok((y, (stack(&hs)?, stack(&cs)?)))
     }
 
-    /// `keep` gets the outputs and the last cell state of each layer and direction.
+    /// `last_states` gets h and c after the last step of each layer and direction.
     #[track_caller]
     fn run(
         &self,
         cx: &mut Cx,
         x: &Tensor,
         states: Option<(&Tensor, &Tensor)>,
-        mut keep: impl FnMut(&Tensor, Tensor, Direction) -> Result<()>,
+        mut last_states: Option<(&mut Vec<Tensor>, &mut Vec<Tensor>)>,
     ) -> Result<Tensor> {
         let Stack { hidden, .. } = self.stack;
         let x = self.stack.enter("lstm", x)?;
@@ -279,7 +307,10 @@ impl LSTM {
         let y = self.stack.forward(cx, &x, |number, weights, direction, x| {
             let (h0, c0) = (state(h0, number, x, hidden)?, state(c0, number, x, hidden)?);
             let (y, c) = weights.project(x)?.lstm(&h0, &c0, &weights.hh.get()?, direction)?;
-            keep(&y, c, direction)?;
+            if let Some((hs, cs)) = &mut last_states {
+                hs.push(last(&y, direction)?);
+                cs.push(c);
+            }
             Ok(y)
         })?;
         self.stack.leave(&y)
@@ -290,7 +321,7 @@ impl Module for LSTM {
     /// The outputs of all steps, from zero states.
     #[track_caller]
     fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        self.run(cx, x, None, |_, _, _| Ok(()))
+        self.run(cx, x, None, None)
     }
 
     fn params(&self) -> Vec<Param> {
@@ -327,10 +358,7 @@ impl GRU {
         state: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         let mut hs = Vec::new();
-        let y = self.run(cx, x, state, |y, direction| {
-            hs.push(last(y, direction)?);
-            Ok(())
-        })?;
+        let y = self.run(cx, x, state, Some(&mut hs))?;
         Ok((y, stack(&hs)?))
     }
 
@@ -340,24 +368,13 @@ impl GRU {
         cx: &mut Cx,
         x: &Tensor,
         h0: Option<&Tensor>,
-        mut keep: impl FnMut(&Tensor, Direction) -> Result<()>,
+        last_states: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let Stack { hidden, .. } = self.stack;
-        let x = self.stack.enter("gru", x)?;
-        h0.map_or(Ok(()), |given| self.stack.expect_state("gru", "h0", &x, given))?;
-        let y = self.stack.forward(cx, &x, |number, weights, direction, x| {
-            let h0 = state(h0, number, x, hidden)?;
-            let biases = match &weights.biases {
-                Some([ih, hh]) => Some([ih.get()?, hh.get()?]),
-                None => None,
-            };
-            let [ih, hh] = [0, 1].map(|k| biases.as_ref().map(|b| &b[k]));
-            let xw = x.linear(&weights.ih.get()?, ih, Activation::Identity)?;
-            let y = xw.gru(&h0, &weights.hh.get()?, hh, direction)?;
-            keep(&y, direction)?;
-            Ok(y)
-        })?;
-        self.stack.leave(&y)
+        self.stack.run("gru", cx, x, h0, last_states, |x, weights, h0, direction| {
+            let [ih, hh] = weights.bias_values()?;
+            let xw = x.linear(&weights.ih.get()?, ih.as_ref(), Activation::Identity)?;
+            xw.gru(h0, &weights.hh.get()?, hh.as_ref(), direction)
+        })
     }
 }
 
@@ -365,7 +382,7 @@ impl Module for GRU {
     /// The outputs of all steps, from a zero state.
     #[track_caller]
     fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        self.run(cx, x, None, |_, _| Ok(()))
+        self.run(cx, x, None, None)
     }
 
     fn params(&self) -> Vec<Param> {
@@ -411,10 +428,7 @@ impl RNN {
         state: Option<&Tensor>,
     ) -> Result<(Tensor, Tensor)> {
         let mut hs = Vec::new();
-        let y = self.run(cx, x, state, |y, direction| {
-            hs.push(last(y, direction)?);
-            Ok(())
-        })?;
+        let y = self.run(cx, x, state, Some(&mut hs))?;
         Ok((y, stack(&hs)?))
     }
 
@@ -424,18 +438,11 @@ impl RNN {
         cx: &mut Cx,
         x: &Tensor,
         h0: Option<&Tensor>,
-        mut keep: impl FnMut(&Tensor, Direction) -> Result<()>,
+        last_states: Option<&mut Vec<Tensor>>,
     ) -> Result<Tensor> {
-        let Stack { hidden, .. } = self.stack;
-        let x = self.stack.enter("rnn", x)?;
-        h0.map_or(Ok(()), |given| self.stack.expect_state("rnn", "h0", &x, given))?;
-        let y = self.stack.forward(cx, &x, |number, weights, direction, x| {
-            let h0 = state(h0, number, x, hidden)?;
-            let y = weights.project(x)?.rnn(&h0, &weights.hh.get()?, self.activation, direction)?;
-            keep(&y, direction)?;
-            Ok(y)
-        })?;
-        self.stack.leave(&y)
+        self.stack.run("rnn", cx, x, h0, last_states, |x, weights, h0, direction| {
+            weights.project(x)?.rnn(h0, &weights.hh.get()?, self.activation, direction)
+        })
     }
 }
 
@@ -451,7 +458,7 @@ impl Module for RNN {
     /// The outputs of all steps, from a zero state.
     #[track_caller]
     fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        self.run(cx, x, None, |_, _| Ok(()))
+        self.run(cx, x, None, None)
     }
 
     fn params(&self) -> Vec<Param> {
