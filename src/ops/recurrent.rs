@@ -22,13 +22,13 @@ mod rnn;
 use std::sync::Mutex;
 
 use super::reduce::packed;
-use super::{MatMul, Tolerance};
+use super::{Arg, Case, Cases, MatMul, Tolerance};
 use crate::cpu::gemm::{MatRef, PackedFactor};
 use crate::cpu::par;
 use crate::cpu::simd::{MatMut, vectorize};
 use crate::dtype::{Element, Float, Real};
 use crate::tensor::{BackwardCx, Meta, Tensor, View};
-use crate::{Error, Result, Shape};
+use crate::{DType, Error, Result, Shape};
 
 pub use gru::{Gru, GruBackward, GruCell, GruCellBackward};
 pub use lstm::{Lstm, LstmBackward, LstmCell, LstmCellBackward};
@@ -110,6 +110,11 @@ impl Sizes {
         Sizes { steps: xw.shape()[0], batch: xw.shape()[1], hidden: weights.shape()[1] }
     }
 
+    /// Those of a cell by its state `[batch, hidden]`.
+    fn of_cell(state: &View<'_>) -> Sizes {
+        Sizes { steps: 1, batch: state.shape()[0], hidden: state.shape()[1] }
+    }
+
     /// `[steps, batch, n · hidden]`
     fn sequence(&self, n: usize) -> Shape {
         Shape::from_dims(&[self.steps, self.batch, n * self.hidden])
@@ -154,17 +159,17 @@ impl Sizes {
 const CELLS: [(usize, usize); 7] = [(1, 1), (3, 5), (2, 17), (5, 33), (65, 7), (0, 3), (2, 0)];
 
 /// Steps, batch and width of the cases of sequence ops.
-const SEQUENCES: [(usize, usize, usize); 10] = [
-    (1, 1, 1),
-    (3, 2, 2),
-    (2, 1, 3),
-    (1, 3, 4),
-    (5, 2, 3),
-    (4, 1, 2),
-    (3, 5, 20),
-    (2, 9, 17),
-    (3, 0, 4),
-    (2, 3, 0),
+const SEQUENCES: [[usize; 3]; 10] = [
+    [1, 1, 1],
+    [3, 2, 2],
+    [2, 1, 3],
+    [1, 3, 4],
+    [5, 2, 3],
+    [4, 1, 2],
+    [3, 5, 20],
+    [2, 9, 17],
+    [3, 0, 4],
+    [2, 3, 0],
 ];
 
 /// See [`crate::selftest::reference`]: there each value comes with the sum of what every rounding on the way to it contributes.
@@ -172,6 +177,19 @@ const TOLERANCE: Tolerance = Tolerance::Sum(
     16.0,
     "a few ulp in each function and a rounding each operation, passed on from step to step by the slopes of the gates",
 );
+
+/// The cases of a cell op: `inputs(batch, hidden)`.
+fn cell_cases<O: Copy>(op: O, inputs: impl Fn(usize, usize) -> Vec<Arg>) -> Cases<O> {
+    let list = CELLS.iter().map(|&(batch, hidden)| Case { op, inputs: inputs(batch, hidden) }).collect();
+    Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list }
+}
+
+/// The cases of a sequence op: `case(number, direction, [steps, batch, hidden])`, in both directions by turns.
+fn sequence_cases<O>(case: impl Fn(usize, Direction, [usize; 3]) -> Case<O>) -> Cases<O> {
+    let list =
+        SEQUENCES.iter().enumerate().map(|(i, &sizes)| case(i, Direction::ALL[i % 2], sizes)).collect();
+    Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list }
+}
 
 /// Checks the shape of an input.
 fn expect(op: &'static str, what: &str, found: &Meta, expected: Shape) -> Result<()> {

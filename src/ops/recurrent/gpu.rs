@@ -46,9 +46,7 @@ impl<'a> Pass<'a> {
 
     /// A pass of one step.
     fn cell(stream: &'a Stream, state: &View<'_>) -> Result<Pass<'a>> {
-        let shape = state.shape();
-        let sizes = Sizes { steps: 1, batch: shape[0], hidden: shape[1] };
-        Pass::new(stream, sizes, Direction::Forward)
+        Pass::new(stream, Sizes::of_cell(state), Direction::Forward)
     }
 
     /// Elements of a state.

@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{CELLS, Direction, SEQUENCES, Sizes, TOLERANCE, cell_shape, each_share, expect, gpu, matrix};
+use super::{Direction, Sizes, cell_cases, cell_shape, each_share, expect, gpu, matrix, sequence_cases};
 use super::{narrow, packed, store_state, weight_gradient, widen};
 use crate::cpu::gemm::PackedFactor;
 use crate::cpu::pool::Block;
@@ -14,7 +14,7 @@ use crate::device::Stream;
 use crate::dtype::{Float, Real};
 use crate::ops::{Arg, Case, Cases, Op, Plan, SumTo, Values, run, same_float};
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
-use crate::{DType, Error, Result, Shape, dispatch};
+use crate::{Error, Result, Shape, dispatch};
 
 /// One step: `gx` and `gh` `[B, 3H]` and h `[B, H]` to h' `[B, H]` and, for backward, r, z, n and b_n `[B, 4H]`.
 #[derive(Clone, Copy, Debug)]
@@ -276,8 +276,7 @@ impl Op for GruCell {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let shape = inputs[2].shape();
-        let sizes = Sizes { steps: 1, batch: shape[0], hidden: shape[1] };
+        let sizes = Sizes::of_cell(&inputs[2]);
         if sizes.is_empty() {
             return Ok(());
         }
@@ -305,15 +304,13 @@ impl Op for GruCell {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |&(batch, hidden): &(usize, usize)| Case {
-            op: GruCell,
-            inputs: vec![
+        cell_cases(GruCell, |batch, hidden| {
+            vec![
                 Arg::new(&[batch, 3 * hidden], Values::Normal(1.0)),
                 Arg::new(&[batch, 3 * hidden], Values::Normal(1.0)),
                 Arg::new(&[batch, hidden], Values::Normal(1.0)),
-            ],
-        };
-        Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list: CELLS.iter().map(case).collect() }
+            ]
+        })
     }
 }
 
@@ -332,8 +329,7 @@ impl Op for GruCellBackward {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let shape = inputs[2].shape();
-        let sizes = Sizes { steps: 1, batch: shape[0], hidden: shape[1] };
+        let sizes = Sizes::of_cell(&inputs[2]);
         if sizes.is_empty() {
             return Ok(());
         }
@@ -357,15 +353,13 @@ impl Op for GruCellBackward {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |&(batch, hidden): &(usize, usize)| Case {
-            op: GruCellBackward,
-            inputs: vec![
+        cell_cases(GruCellBackward, |batch, hidden| {
+            vec![
                 Arg::constant(&[batch, hidden], Values::Normal(1.0)),
                 Arg::constant(&[batch, 4 * hidden], Values::Uniform(0.05, 0.95)),
                 Arg::constant(&[batch, hidden], Values::Normal(1.0)),
-            ],
-        };
-        Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list: CELLS.iter().map(case).collect() }
+            ]
+        })
     }
 }
 
@@ -438,7 +432,7 @@ impl Op for Gru {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |(number, &(steps, batch, hidden)): (usize, &(usize, usize, usize))| {
+        sequence_cases(|number, direction, [steps, batch, hidden]| {
             let bias = number % 3 != 0;
             let mut inputs = vec![
                 Arg::new(&[steps, batch, 3 * hidden], Values::Normal(1.0)),
@@ -448,13 +442,8 @@ impl Op for Gru {
             if bias {
                 inputs.push(Arg::new(&[3 * hidden], Values::Normal(0.4)));
             }
-            Case { op: Gru { bias, direction: Direction::ALL[number % 2] }, inputs }
-        };
-        Cases {
-            dtypes: &DType::FLOATS,
-            tolerance: TOLERANCE,
-            list: SEQUENCES.iter().enumerate().map(case).collect(),
-        }
+            Case { op: Gru { bias, direction }, inputs }
+        })
     }
 }
 
@@ -502,8 +491,8 @@ impl Op for GruBackward {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |(number, &(steps, batch, hidden)): (usize, &(usize, usize, usize))| Case {
-            op: GruBackward { direction: Direction::ALL[number % 2] },
+        sequence_cases(|_, direction, [steps, batch, hidden]| Case {
+            op: GruBackward { direction },
             inputs: vec![
                 Arg::constant(&[steps, batch, hidden], Values::Normal(1.0)),
                 Arg::constant(&[3 * hidden, hidden], Values::Normal(0.3)),
@@ -511,12 +500,7 @@ impl Op for GruBackward {
                 Arg::constant(&[steps, batch, hidden], Values::Normal(0.7)),
                 Arg::constant(&[batch, hidden], Values::Normal(0.7)),
             ],
-        };
-        Cases {
-            dtypes: &DType::FLOATS,
-            tolerance: TOLERANCE,
-            list: SEQUENCES.iter().enumerate().map(case).collect(),
-        }
+        })
     }
 }
 

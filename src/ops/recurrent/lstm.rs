@@ -4,10 +4,9 @@
 
 use std::ops::RangeInclusive;
 
-use super::{CELLS, SEQUENCES, TOLERANCE, store_state, weight_gradient, widen};
 use super::{
-    Direction, Recurrent, Sizes, cell_shape, each_share, expect, gpu, gradient, in_place, matrix, narrow,
-    packed,
+    Direction, Recurrent, Sizes, cell_cases, cell_shape, each_share, expect, gpu, gradient, in_place, matrix,
+    narrow, packed, sequence_cases, store_state, weight_gradient, widen,
 };
 use crate::cpu::gemm::PackedFactor;
 use crate::cpu::pool::Block;
@@ -16,7 +15,7 @@ use crate::device::Stream;
 use crate::dtype::{Float, Real};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Values, run, same_float};
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
-use crate::{DType, Error, Result, dispatch};
+use crate::{Error, Result, dispatch};
 
 /// One step: `gx` and `gh` `[B, 4H]`, whose sum are the gates before their activation, and c `[B, H]`, to h' and c' `[B, H]` and,
 /// for backward, the activated gates `[B, 4H]`.
@@ -252,8 +251,7 @@ impl<T: Float> Tape<'_, T> {
 
 impl LstmCell {
     fn body<T: Float>(inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        let shape = inputs[2].shape();
-        let sizes = Sizes { steps: 1, batch: shape[0], hidden: shape[1] };
+        let sizes = Sizes::of_cell(&inputs[2]);
         let [h, c, gates] = outputs else { return Err(Error::internal("three outputs")) };
         if sizes.is_empty() {
             return Ok(());
@@ -316,15 +314,13 @@ impl Op for LstmCell {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |&(batch, hidden): &(usize, usize)| Case {
-            op: LstmCell,
-            inputs: vec![
+        cell_cases(LstmCell, |batch, hidden| {
+            vec![
                 Arg::new(&[batch, 4 * hidden], Values::Normal(1.0)),
                 Arg::new(&[batch, 4 * hidden], Values::Normal(1.0)),
                 Arg::new(&[batch, hidden], Values::Normal(1.0)),
-            ],
-        };
-        Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list: CELLS.iter().map(case).collect() }
+            ]
+        })
     }
 }
 
@@ -344,8 +340,7 @@ impl Op for LstmCellBackward {
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
         dispatch!(float inputs[0].dtype(), T => {
-            let shape = inputs[3].shape();
-            let sizes = Sizes { steps: 1, batch: shape[0], hidden: shape[1] };
+            let sizes = Sizes::of_cell(&inputs[3]);
             let [dh, dc, gates, c0, c] = inputs else { return Err(Error::internal("five inputs")) };
             backward_body::<T>(sizes, Direction::Forward, [dh, dc, gates, c, c0], None, outputs)
         }, else Err(Error::internal("not a float")))
@@ -356,17 +351,15 @@ impl Op for LstmCellBackward {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |&(batch, hidden): &(usize, usize)| Case {
-            op: LstmCellBackward,
-            inputs: [1, 1, 4, 1, 1]
+        cell_cases(LstmCellBackward, |batch, hidden| {
+            [1, 1, 4, 1, 1]
                 .iter()
                 .map(|n| {
                     let values = if *n == 4 { Values::Uniform(0.05, 0.95) } else { Values::Normal(1.0) };
                     Arg::constant(&[batch, n * hidden], values)
                 })
-                .collect(),
-        };
-        Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list: CELLS.iter().map(case).collect() }
+                .collect()
+        })
     }
 }
 
@@ -485,20 +478,15 @@ impl Op for Lstm {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |(number, &(steps, batch, hidden)): (usize, &(usize, usize, usize))| Case {
-            op: Lstm { direction: Direction::ALL[number % 2] },
+        sequence_cases(|_, direction, [steps, batch, hidden]| Case {
+            op: Lstm { direction },
             inputs: vec![
                 Arg::new(&[steps, batch, 4 * hidden], Values::Normal(1.0)),
                 Arg::new(&[batch, hidden], Values::Normal(0.5)),
                 Arg::new(&[batch, hidden], Values::Normal(0.5)),
                 Arg::new(&[4 * hidden, hidden], Values::Normal(0.3)),
             ],
-        };
-        Cases {
-            dtypes: &DType::FLOATS,
-            tolerance: TOLERANCE,
-            list: SEQUENCES.iter().enumerate().map(case).collect(),
-        }
+        })
     }
 }
 
@@ -531,8 +519,8 @@ impl Op for LstmBackward {
     }
 
     fn cases() -> Cases<Self> {
-        let case = |(number, &(steps, batch, hidden)): (usize, &(usize, usize, usize))| Case {
-            op: LstmBackward { direction: Direction::ALL[number % 2] },
+        sequence_cases(|_, direction, [steps, batch, hidden]| Case {
+            op: LstmBackward { direction },
             inputs: vec![
                 Arg::constant(&[steps, batch, hidden], Values::Normal(1.0)),
                 Arg::constant(&[batch, hidden], Values::Normal(1.0)),
@@ -541,12 +529,7 @@ impl Op for LstmBackward {
                 Arg::constant(&[steps, batch, hidden], Values::Normal(0.7)),
                 Arg::constant(&[batch, hidden], Values::Normal(0.7)),
             ],
-        };
-        Cases {
-            dtypes: &DType::FLOATS,
-            tolerance: TOLERANCE,
-            list: SEQUENCES.iter().enumerate().map(case).collect(),
-        }
+        })
     }
 }
 

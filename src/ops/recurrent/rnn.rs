@@ -112,8 +112,7 @@ impl Op for RnnCell {
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let shape = inputs[0].shape();
-        let sizes = Sizes { steps: 1, batch: shape[0], hidden: shape[1] };
+        let sizes = Sizes::of_cell(&inputs[0]);
         if sizes.is_empty() {
             return Ok(());
         }
@@ -218,29 +217,33 @@ impl Op for Rnn {
     }
 
     fn cases() -> Cases<Self> {
-        let mut list = Vec::new();
-        for (number, (steps, batch, hidden)) in SEQUENCES.into_iter().enumerate() {
-            for (other, activation) in [Activation::Tanh, Activation::Relu].into_iter().enumerate() {
-                let direction = Direction::ALL[(number + other) % 2];
-                let xw = apart(activation, &[steps, batch, hidden]).swap_remove(0);
-                // Small enough for relu that what comes from the state moves no sum over the kink.
-                let most = 0.1 / (1.0 + hidden as f64);
-                let weights = match activation {
-                    Activation::Relu => Values::Uniform(-most, most),
-                    _ => Values::Normal(0.4),
-                };
-                list.push(Case {
-                    op: Rnn { activation, direction },
-                    inputs: vec![
-                        xw,
-                        Arg::new(&[batch, hidden], Values::Uniform(-1.0, 1.0)),
-                        Arg::new(&[hidden, hidden], weights),
-                    ],
-                });
-            }
-        }
-        Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list }
+        sequence_cases(|activation, direction, [steps, batch, hidden]| {
+            let xw = apart(activation, &[steps, batch, hidden]).swap_remove(0);
+            // Small enough for relu that what comes from the state moves no sum over the kink.
+            let most = 0.1 / (1.0 + hidden as f64);
+            let weights = match activation {
+                Activation::Relu => Values::Uniform(-most, most),
+                _ => Values::Normal(0.4),
+            };
+            let inputs = vec![
+                xw,
+                Arg::new(&[batch, hidden], Values::Uniform(-1.0, 1.0)),
+                Arg::new(&[hidden, hidden], weights),
+            ];
+            Case { op: Rnn { activation, direction }, inputs }
+        })
     }
+}
+
+/// The cases of a sequence op: `case(activation, direction, [steps, batch, hidden])`, with each activation.
+fn sequence_cases<O>(case: impl Fn(Activation, Direction, [usize; 3]) -> Case<O>) -> Cases<O> {
+    let mut list = Vec::new();
+    for (number, &sizes) in SEQUENCES.iter().enumerate() {
+        for (other, activation) in [Activation::Tanh, Activation::Relu].into_iter().enumerate() {
+            list.push(case(activation, Direction::ALL[(number + other) % 2], sizes));
+        }
+    }
+    Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list }
 }
 
 /// The inputs of a backward pass, in row-major order.
@@ -330,21 +333,14 @@ impl Op for RnnBackward {
     }
 
     fn cases() -> Cases<Self> {
-        let mut list = Vec::new();
-        for (number, (steps, batch, hidden)) in SEQUENCES.into_iter().enumerate() {
-            for (other, activation) in [Activation::Tanh, Activation::Relu].into_iter().enumerate() {
-                let direction = Direction::ALL[(number + other) % 2];
-                list.push(Case {
-                    op: RnnBackward { activation, direction },
-                    inputs: vec![
-                        Arg::constant(&[steps, batch, hidden], Values::Normal(1.0)),
-                        Arg::constant(&[hidden, hidden], Values::Normal(0.4)),
-                        Arg::constant(&[steps, batch, hidden], Values::Uniform(-0.95, 0.95)),
-                    ],
-                });
-            }
-        }
-        Cases { dtypes: &DType::FLOATS, tolerance: TOLERANCE, list }
+        sequence_cases(|activation, direction, [steps, batch, hidden]| Case {
+            op: RnnBackward { activation, direction },
+            inputs: vec![
+                Arg::constant(&[steps, batch, hidden], Values::Normal(1.0)),
+                Arg::constant(&[hidden, hidden], Values::Normal(0.4)),
+                Arg::constant(&[steps, batch, hidden], Values::Uniform(-0.95, 0.95)),
+            ],
+        })
     }
 }
 
