@@ -16,12 +16,13 @@ mod shapes;
 
 use std::ops::RangeInclusive;
 
-use super::{ActivationBackward, Arg, Axes, Case, Cases, Op, Plan, Sum, Tolerance, Values, run, run1};
+use super::fused::{Fused, keeps_pre};
+use super::{Arg, Axes, Case, Cases, Op, Plan, Sum, Tolerance, Values, run};
 use crate::cpu::activation::{Activation, Reads};
 use crate::cpu::conv::{self as cpu, Epilogue};
 use crate::device::Stream;
 use crate::dtype::Float;
-use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View, grad_enabled};
+use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, dispatch};
 
 pub use backward::{ConvInputBackward, ConvWeightBackward};
@@ -87,6 +88,16 @@ pub struct Convolution {
 }
 
 impl Convolution {
+    /// Without bias and activation.
+    fn plain(conv: Conv<2>) -> Convolution {
+        Convolution { conv, bias: false, activation: Activation::Identity, keep_pre: false }
+    }
+
+    fn fused(&self) -> Fused {
+        let Convolution { bias, activation, keep_pre, .. } = *self;
+        Fused { op: Self::NAME, bias, activation, keep_pre }
+    }
+
     fn body<T: Float>(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
         let (x, w) = (inputs[0], inputs[1]);
         let sizes = Sizes::forward(Self::NAME, &self.conv, &x.shape(), &w.shape())?;
@@ -108,38 +119,16 @@ impl Op for Convolution {
     const INPUTS: RangeInclusive<usize> = 2..=3;
 
     fn saves(&self, needs: &[bool]) -> Saves {
-        let mut saves = Saves::NONE;
-        if needs[0] {
-            saves = saves.and_inputs(&[1]);
-        }
-        if needs[1] {
-            saves = saves.and_inputs(&[0]);
-        }
-        match self.activation.reads() {
-            Reads::Nothing => saves,
-            Reads::Output => saves.and_outputs(&[0]),
-            Reads::Input if self.keep_pre => saves.and_outputs(&[1]),
-            Reads::Input => saves,
-        }
+        self.fused().saves(needs)
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         super::same_float(Self::NAME, inputs)?;
         let (x, w) = (inputs[0], inputs[1]);
-        if inputs.len() != 2 + self.bias as usize {
-            let needed = 2 + self.bias as usize;
-            let message =
-                format!("{} inputs given; with bias: {} it takes {needed}", inputs.len(), self.bias);
-            return Err(Error::shape(Self::NAME, message));
-        }
+        self.fused().check_count(inputs)?;
         let sizes = Sizes::forward(Self::NAME, &self.conv, &x.shape, &w.shape)?;
-        if let Some(b) = inputs.get(2)
-            && b.shape.dims() != [w.shape[0]]
-        {
-            let message = format!("the bias has shape {}, not [{}]", b.shape, w.shape[0]);
-            return Err(Error::shape(Self::NAME, message));
-        }
-        Ok(Plan { outputs: vec![x.with_shape(sizes.y()?); 1 + self.keep_pre as usize], scratch: 0 })
+        self.fused().check_bias(inputs, w.shape[0])?;
+        Ok(Plan { outputs: self.fused().outputs(x.with_shape(sizes.y()?)), scratch: 0 })
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
@@ -151,24 +140,7 @@ impl Op for Convolution {
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
-        let through = |dy: &Tensor| match self.activation.reads() {
-            Reads::Nothing => Ok(dy.clone()),
-            Reads::Output => run1(ActivationBackward { activation: self.activation }, &[dy, &cx.output(0)?]),
-            Reads::Input if self.keep_pre => {
-                run1(ActivationBackward { activation: self.activation }, &[dy, &cx.output(1)?])
-            }
-            Reads::Input => {
-                let message = "the gradient of this activation needs the pre-activation";
-                let error = Error::unsupported(Self::NAME, message);
-                Err(error.with_help("set keep_pre, or call Tensor::conv2d_activated, which does"))
-            }
-        };
-        let of_y = dys[0].as_ref().map(through).transpose()?;
-        let dz = match (of_y, dys.get(1).cloned().flatten()) {
-            (Some(of_y), Some(of_pre)) => of_y.add(&of_pre)?,
-            (Some(dz), None) | (None, Some(dz)) => dz,
-            (None, None) => return Ok(()),
-        };
+        let Some(dz) = self.fused().gradient("conv2d_activated", cx, dys)? else { return Ok(()) };
         let conv = self.conv;
         if cx.needs(0) {
             let x = cx.input_meta(0).shape;
@@ -227,8 +199,7 @@ impl Tensor {
         activation: Activation,
     ) -> Result<Tensor> {
         let inputs: Vec<&Tensor> = [self, weight].into_iter().chain(bias).collect();
-        let recorded = grad_enabled() && inputs.iter().any(|t| t.requires_grad());
-        let keep_pre = recorded && activation.reads() == Reads::Input;
+        let keep_pre = keeps_pre(activation, &inputs);
         let op = Convolution { conv, bias: bias.is_some(), activation, keep_pre };
         Ok(run(op, &inputs)?.swap_remove(0))
     }

@@ -4,14 +4,15 @@
 
 use std::ops::RangeInclusive;
 
-use super::{ActivationBackward, Arg, Case, Cases, MatMul, Op, Plan, SumTo, Tolerance, Values, run, run1};
+use super::fused::{Fused, keeps_pre};
+use super::{Arg, Case, Cases, MatMul, Op, Plan, SumTo, Tolerance, Values, run};
 use crate::cpu::activation::{Activation, Reads};
 use crate::cpu::gemm::{Accumulate, Epilogue, MatRef, gemm};
 use crate::cpu::simd::MatMut;
 use crate::device::Stream;
 use crate::device::gemm::{self as gpu, Factor};
 use crate::dtype::Float;
-use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View, grad_enabled};
+use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape, dispatch};
 
 super::family!(Linear);
@@ -29,12 +30,12 @@ pub struct Linear {
     pub keep_pre: bool,
 }
 
-/// Whether the derivative of an activation needs its argument (rather than its value).
-fn needs_pre(activation: Activation) -> bool {
-    activation.reads() == Reads::Input
-}
-
 impl Linear {
+    fn fused(&self) -> Fused {
+        let Linear { bias, activation, keep_pre } = *self;
+        Fused { op: Self::NAME, bias, activation, keep_pre }
+    }
+
     /// Rows of x, inputs, outputs.
     fn sizes(x: &Shape, w: &Shape) -> (usize, usize, usize) {
         let rank = x.rank();
@@ -72,47 +73,21 @@ impl Op for Linear {
     const INPUTS: RangeInclusive<usize> = 2..=3;
 
     fn saves(&self, needs: &[bool]) -> Saves {
-        let mut saves = Saves::NONE;
-        if needs[0] {
-            saves = saves.and_inputs(&[1]);
-        }
-        if needs[1] {
-            saves = saves.and_inputs(&[0]);
-        }
-        match self.activation.reads() {
-            Reads::Nothing => saves,
-            Reads::Output => saves.and_outputs(&[0]),
-            // Without a kept pre-activation nothing is there to save; backward says so.
-            Reads::Input if self.keep_pre => saves.and_outputs(&[1]),
-            Reads::Input => saves,
-        }
+        self.fused().saves(needs)
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         let (x, w) = (inputs[0], inputs[1]);
         super::same_float(Self::NAME, inputs)?;
-        if inputs.len() != 2 + self.bias as usize {
-            let message = format!(
-                "{} inputs given; with bias: {} it takes {}",
-                inputs.len(),
-                self.bias,
-                2 + self.bias as usize
-            );
-            return Err(Error::shape(Self::NAME, message));
-        }
+        self.fused().check_count(inputs)?;
         let rank = x.shape.rank();
         if rank == 0 || w.shape.rank() != 2 || x.shape[rank - 1] != w.shape[1] {
             let message = format!("x {} does not fit a weight of shape {} = [out, in]", x.shape, w.shape);
             return Err(Error::shape(Self::NAME, message));
         }
-        if let Some(b) = inputs.get(2)
-            && b.shape.dims() != [w.shape[0]]
-        {
-            let message = format!("the bias has shape {}, not [{}]", b.shape, w.shape[0]);
-            return Err(Error::shape(Self::NAME, message));
-        }
+        self.fused().check_bias(inputs, w.shape[0])?;
         let y = x.with_shape(x.shape.with(rank - 1, w.shape[0]));
-        Ok(Plan { outputs: vec![y; 1 + self.keep_pre as usize], scratch: 0 })
+        Ok(Plan { outputs: self.fused().outputs(y), scratch: 0 })
     }
 
     fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
@@ -151,26 +126,7 @@ impl Op for Linear {
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
-        let through = |dy: &Tensor| match self.activation.reads() {
-            Reads::Nothing => Ok(dy.clone()),
-            Reads::Output => run1(ActivationBackward { activation: self.activation }, &[dy, &cx.output(0)?]),
-            Reads::Input if self.keep_pre => {
-                run1(ActivationBackward { activation: self.activation }, &[dy, &cx.output(1)?])
-            }
-            Reads::Input => {
-                let error = Error::unsupported(
-                    Self::NAME,
-                    "the gradient of this activation needs the pre-activation",
-                );
-                Err(error.with_help("set keep_pre, or call Tensor::linear, which does"))
-            }
-        };
-        let of_y = dys[0].as_ref().map(through).transpose()?;
-        let dz = match (of_y, dys.get(1).cloned().flatten()) {
-            (Some(of_y), Some(of_pre)) => of_y.add(&of_pre)?,
-            (Some(dz), None) | (None, Some(dz)) => dz,
-            (None, None) => return Ok(()),
-        };
+        let Some(dz) = self.fused().gradient("linear", cx, dys)? else { return Ok(()) };
         if cx.needs(0) {
             let w = cx.input(1)?;
             if dz.rank() >= 2 {
@@ -224,7 +180,7 @@ impl Op for Linear {
                 if bias {
                     inputs.push(Arg::new(&[out], Values::Normal(0.5)));
                 }
-                let op = Linear { bias, activation, keep_pre: needs_pre(activation) };
+                let op = Linear { bias, activation, keep_pre: activation.reads() == Reads::Input };
                 list.push(Case { op, inputs });
             }
         }
@@ -239,8 +195,8 @@ impl Tensor {
     #[track_caller]
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
         let inputs: Vec<&Tensor> = [self, weight].into_iter().chain(bias).collect();
-        let recorded = grad_enabled() && inputs.iter().any(|t| t.requires_grad());
-        let op = Linear { bias: bias.is_some(), activation, keep_pre: recorded && needs_pre(activation) };
+        let keep_pre = keeps_pre(activation, &inputs);
+        let op = Linear { bias: bias.is_some(), activation, keep_pre };
         Ok(run(op, &inputs)?.swap_remove(0))
     }
 }

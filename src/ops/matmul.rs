@@ -86,14 +86,7 @@ impl Op for MatMul {
     const ACCUMULATES: bool = true;
 
     fn saves(&self, needs: &[bool]) -> Saves {
-        let mut saves = Saves::NONE;
-        if needs[0] {
-            saves = saves.and_inputs(&[1]);
-        }
-        if needs[1] {
-            saves = saves.and_inputs(&[0]);
-        }
-        saves
+        super::fused::factors(needs)
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

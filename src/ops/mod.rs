@@ -14,6 +14,7 @@ mod conv;
 mod copy;
 mod dropout;
 mod extremum;
+mod fused;
 mod gpu;
 mod group_norm;
 mod index;

@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 
 use super::shapes::{self, Sizes, flat, need_rank, source};
 use super::{Conv, Convolution, gpu};
-use crate::cpu::activation::Activation;
 use crate::cpu::conv as cpu;
 use crate::device::Stream;
+use crate::ops::fused::factors;
 use crate::ops::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run1, same_float};
 use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, dispatch};
@@ -29,7 +29,7 @@ impl Op for ConvInputBackward {
     const ACCUMULATES: bool = true;
 
     fn saves(&self, needs: &[bool]) -> Saves {
-        saves(needs)
+        factors(needs)
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -57,8 +57,7 @@ impl Op for ConvInputBackward {
         let conv = self.conv;
         if cx.needs(0) {
             let w = cx.input(1)?;
-            let op = Convolution { conv, bias: false, activation: Activation::Identity, keep_pre: false };
-            cx.run(op, &[of_dx, &w], &[0])?;
+            cx.run(Convolution::plain(conv), &[of_dx, &w], &[0])?;
         }
         if cx.needs(1) {
             let w = cx.input_meta(1).shape;
@@ -92,18 +91,6 @@ fn result(x: [usize; 4], w: [usize; 4], conv: &Conv<2>) -> [usize; 4] {
     [x[0], w[0], places(0), places(1)]
 }
 
-/// What the gradients of a product of two inputs read.
-fn saves(needs: &[bool]) -> Saves {
-    let mut saves = Saves::NONE;
-    if needs[0] {
-        saves = saves.and_inputs(&[1]);
-    }
-    if needs[1] {
-        saves = saves.and_inputs(&[0]);
-    }
-    saves
-}
-
 /// dw `[out, c / groups, kh, kw]` of a convolution from dy `[n, out, oh, ow]` and x `[n, c, h, w]`: Σ over images and places.
 /// The backward of [`Convolution`].
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +107,7 @@ impl Op for ConvWeightBackward {
     const ACCUMULATES: bool = true;
 
     fn saves(&self, needs: &[bool]) -> Saves {
-        saves(needs)
+        factors(needs)
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
@@ -147,8 +134,7 @@ impl Op for ConvWeightBackward {
         let conv = self.conv;
         if cx.needs(0) {
             let x = cx.input(1)?;
-            let op = Convolution { conv, bias: false, activation: Activation::Identity, keep_pre: false };
-            cx.run(op, &[&x, of_dw], &[0])?;
+            cx.run(Convolution::plain(conv), &[&x, of_dw], &[0])?;
         }
         if cx.needs(1) {
             let x = cx.input_meta(1).shape;
