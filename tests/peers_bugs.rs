@@ -1,7 +1,7 @@
 //! Bugs that other engines had, each as a test of ours. The numbers are those of our list of 37 real cases.
 //!
 //! Here: 2 to 8, 10 to 13, 15, 16, 19 to 23, 25 to 33, 34 (threads), 37. In other files: 2, 5, 7, 8, 19 and 33 for **every** op
-//! (conformance.rs, gradients.rs), 14 (training.rs: curves and goldens), 17 and 36 (faults_save.rs), 1 and 20 (golden_conv.rs:
+//! (conformance.rs, gradients.rs), 14 (training.rs: curves and goldens), 17 and 36 (faults_*.rs), 1 and 20 (golden_conv.rs:
 //! strides, and an image alone or in a batch; the batch rule of 20 is tested here for products too), 35 (pooling.rs,
 //! golden_pooling.rs). With the issue that brings what they are about: 9 (doctor), 18 (several ranks), 24 (captured steps),
 //! 34 for streams.
