@@ -105,22 +105,17 @@ fn entry(epoch: u64, run: f64) -> Entry {
     }
 }
 
+/// What a trainer says of an epoch that becomes this entry.
+fn report(epoch: u64, run: f64) -> EpochReport {
+    let Entry { epoch, step: steps, lr, train_loss, val_loss, val_metrics } = entry(epoch, run);
+    EpochReport { epoch, steps, train_loss, val_loss, val_metrics, lr, samples_per_second: 1.0, best: true }
+}
+
 fn train(board: &mut TensorBoard, steps: std::ops::RangeInclusive<u64>, run: f64) {
     for step in steps {
         board.step(step, run);
         if step % 25 == 0 {
-            let Entry { epoch, step, lr, train_loss, val_loss, val_metrics } = entry(step / 25, run);
-            let samples_per_second = 1.0;
-            board.epoch(&EpochReport {
-                epoch,
-                steps: step,
-                train_loss,
-                val_loss,
-                val_metrics,
-                lr,
-                samples_per_second,
-                best: true,
-            });
+            board.epoch(&report(step / 25, run));
         }
     }
 }
@@ -146,18 +141,7 @@ fn a_resumed_run_neither_repeats_nor_skips() {
         assert!(folder.steps("train_loss").len() == epochs as usize, "{epochs} {steps}");
         if steps == 75 {
             // The checkpoint was made before epoch 3 was judged, which comes again.
-            let Entry { epoch, step, lr, train_loss, val_loss, val_metrics } = entry(3, 1.0);
-            let report = EpochReport {
-                epoch,
-                steps: step,
-                train_loss,
-                val_loss,
-                val_metrics,
-                lr,
-                samples_per_second: 1.0,
-                best: true,
-            };
-            board.epoch(&report);
+            board.epoch(&report(3, 1.0));
         }
         train(&mut board, steps + 1..=110, 1.0);
         board.finish().unwrap();
