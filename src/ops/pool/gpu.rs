@@ -15,9 +15,43 @@ pub(super) enum Parts<'a> {
     Even,
 }
 
-/// The number of images.
-fn planes(shape: &Shape) -> u64 {
-    shape[..shape.rank() - 2].iter().product::<usize>() as u64
+impl Parts<'_> {
+    /// The windows, and whether padding counts; 1, 1, 0 for even parts, which read none.
+    fn sliding(&self) -> (Window<2>, u32) {
+        match self {
+            Parts::Windows(AvgPool2d { window, count_include_pad }) => {
+                (*window, u32::from(*count_include_pad))
+            }
+            Parts::Even => (Window::new([1, 1]), 0),
+        }
+    }
+}
+
+/// Launches a kernel with the arguments that all have, of windows over images of one shape that give results of another, and its
+/// own.
+macro_rules! launch {
+    ($stream:expr, $kernel:path, $window:expr, $images:expr, $results:expr, $($own:ident: $value:expr),* $(,)?) => {{
+        let (window, images): (&Window<2>, Shape) = ($window, $images);
+        let ([height, width], [rows, columns]) = (pair(image(&images)), pair(image(&$results)));
+        let ([kernel_y, kernel_x], [stride_y, stride_x]) = (pair(window.kernel), pair(window.stride));
+        let [padding_y, padding_x] = pair(window.padding);
+        let planes = images[..images.rank() - 2].iter().product::<usize>() as u64;
+        $kernel {
+            planes,
+            height,
+            width,
+            rows,
+            columns,
+            kernel_y,
+            kernel_x,
+            stride_y,
+            stride_x,
+            padding_y,
+            padding_x,
+            $($own: $value),*
+        }
+        .launch($stream)
+    }};
 }
 
 /// Largest elements and their places.
@@ -27,32 +61,16 @@ pub(super) fn max_pool(
     x: &View<'_>,
     outputs: &mut [Out<'_>],
 ) -> Result<()> {
-    let [height, width] = pair(image(&x.shape()));
-    let [rows, columns] = pair(image(&outputs[0].shape()));
-    let ([kernel_y, kernel_x], [stride_y, stride_x]) = (pair(window.kernel), pair(window.stride));
-    let ([padding_y, padding_x], [dilation_y, dilation_x]) = (pair(window.padding), pair(window.dilation));
-    let (packed, planes) = (stream.contiguous(x)?, planes(&x.shape()));
+    let [dilation_y, dilation_x] = pair(window.dilation);
+    let packed = stream.contiguous(x)?;
     let (y, index) = outputs.split_at_mut(1);
-    let (x, y, index) = (packed.src(), y[0].dst(), index[0].dst());
-    kernels::MaxPool {
-        x,
-        y,
-        index,
-        planes,
-        height,
-        width,
-        rows,
-        columns,
-        kernel_y,
-        kernel_x,
-        stride_y,
-        stride_x,
-        padding_y,
-        padding_x,
-        dilation_y,
-        dilation_x,
-    }
-    .launch(stream)
+    launch!(stream, kernels::MaxPool, window, x.shape(), y[0].shape(),
+        x: packed.src(),
+        y: y[0].dst(),
+        index: index[0].dst(),
+        dilation_y: dilation_y,
+        dilation_x: dilation_x,
+    )
 }
 
 /// dx from dy and the places.
@@ -62,42 +80,16 @@ pub(super) fn max_pool_backward(
     (dy, index): (&View<'_>, &View<'_>),
     dx: &mut Out<'_>,
 ) -> Result<()> {
-    let [height, width] = pair(image(&dx.shape()));
-    let [rows, columns] = pair(image(&dy.shape()));
-    let ([kernel_y, kernel_x], [stride_y, stride_x]) = (pair(window.kernel), pair(window.stride));
-    let ([padding_y, padding_x], [dilation_y, dilation_x]) = (pair(window.padding), pair(window.dilation));
-    let (add, planes) = (adds(dx), planes(&dy.shape()));
-    let (dy, index) = (stream.contiguous(dy)?, stream.contiguous(index)?);
-    kernels::MaxPoolBackward {
-        dy: dy.src(),
+    let [dilation_y, dilation_x] = pair(window.dilation);
+    let (add, packed, index) = (adds(dx), stream.contiguous(dy)?, stream.contiguous(index)?);
+    launch!(stream, kernels::MaxPoolBackward, window, dx.shape(), dy.shape(),
+        dy: packed.src(),
         index: index.src(),
         dx: dx.dst(),
-        planes,
-        height,
-        width,
-        rows,
-        columns,
-        kernel_y,
-        kernel_x,
-        stride_y,
-        stride_x,
-        padding_y,
-        padding_x,
-        dilation_y,
-        dilation_x,
-        add,
-    }
-    .launch(stream)
-}
-
-/// Kernel, stride and padding along both dimensions, and whether padding counts; 1, 1, 0 for even parts, which read none.
-fn sliding(parts: &Parts<'_>) -> ([[u32; 2]; 3], u32) {
-    match parts {
-        Parts::Windows(AvgPool2d { window, count_include_pad }) => {
-            ([window.kernel, window.stride, window.padding].map(pair), u32::from(*count_include_pad))
-        }
-        Parts::Even => ([[1, 1], [1, 1], [0, 0]], 0),
-    }
+        dilation_y: dilation_y,
+        dilation_x: dilation_x,
+        add: add,
+    )
 }
 
 /// Averages.
@@ -106,28 +98,13 @@ pub(super) fn avg_pool(stream: &Stream, parts: Parts<'_>, x: &View<'_>, y: &mut 
         Parts::Windows(_) => kernels::AvgPoolF::Sliding,
         Parts::Even => kernels::AvgPoolF::Even,
     };
-    let ([[kernel_y, kernel_x], [stride_y, stride_x], [padding_y, padding_x]], counted) = sliding(&parts);
-    let ([height, width], [rows, columns]) = (pair(image(&x.shape())), pair(image(&y.shape())));
-    let (packed, planes) = (stream.contiguous(x)?, planes(&x.shape()));
-    let (x, y) = (packed.src(), y.dst());
-    kernels::AvgPool {
-        f,
-        x,
-        y,
-        planes,
-        height,
-        width,
-        rows,
-        columns,
-        kernel_y,
-        kernel_x,
-        stride_y,
-        stride_x,
-        padding_y,
-        padding_x,
-        counted,
-    }
-    .launch(stream)
+    let ((window, counted), packed) = (parts.sliding(), stream.contiguous(x)?);
+    launch!(stream, kernels::AvgPool, &window, x.shape(), y.shape(),
+        f: f,
+        x: packed.src(),
+        y: y.dst(),
+        counted: counted,
+    )
 }
 
 /// Shares of averages.
@@ -141,27 +118,12 @@ pub(super) fn avg_pool_backward(
         Parts::Windows(_) => kernels::AvgPoolBackwardF::Sliding,
         Parts::Even => kernels::AvgPoolBackwardF::Even,
     };
-    let ([[kernel_y, kernel_x], [stride_y, stride_x], [padding_y, padding_x]], counted) = sliding(&parts);
-    let ([height, width], [rows, columns]) = (pair(image(&dx.shape())), pair(image(&dy.shape())));
-    let (add, planes, packed) = (adds(dx), planes(&dy.shape()), stream.contiguous(dy)?);
-    let (dy, dx) = (packed.src(), dx.dst());
-    kernels::AvgPoolBackward {
-        f,
-        dy,
-        dx,
-        planes,
-        height,
-        width,
-        rows,
-        columns,
-        kernel_y,
-        kernel_x,
-        stride_y,
-        stride_x,
-        padding_y,
-        padding_x,
-        counted,
-        add,
-    }
-    .launch(stream)
+    let ((window, counted), add, packed) = (parts.sliding(), adds(dx), stream.contiguous(dy)?);
+    launch!(stream, kernels::AvgPoolBackward, &window, dx.shape(), dy.shape(),
+        f: f,
+        dy: packed.src(),
+        dx: dx.dst(),
+        counted: counted,
+        add: add,
+    )
 }
