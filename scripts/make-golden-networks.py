@@ -93,7 +93,10 @@ def cnn(channels, side):
 
 
 def case(name, shape, network):
-    """A forward and backward pass in training, the running statistics after it, and the answers of evaluation then."""
+    """A forward and backward pass in training, the running statistics after it, and the answers of evaluation then.
+
+    Of gradients and statistics the sum, the norm and the product with a sine of the position, which tells their order.
+    """
     network = network.double()
     with torch.no_grad():
         for key, p in network.named_parameters():
@@ -106,7 +109,7 @@ def case(name, shape, network):
     network.eval()
     with torch.no_grad():
         evaluated = network(x)
-    sums = lambda t: [t.sum().item(), t.norm().item()]
+    sums = lambda t: [t.sum().item(), t.norm().item(), (t * fill(t.shape, "input", 0)).sum().item()]
     return {
         "model": name, "input": list(shape), "logits": logits.flatten().tolist(), "loss": loss.item(),
         "grads": {key: sums(p.grad) for key, p in network.named_parameters()},
