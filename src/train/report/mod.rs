@@ -223,7 +223,7 @@ fn findings(page: &mut Page, examined: &Examined) {
     }
     page.heading("Worst answers");
     page.paragraph(&format!(
-        "The rows of the {} part with the largest loss, numbered from 1 as in their table.",
+        "The rows of the {} part with the largest loss, by their number in the table from 1, or by their file.",
         examined.judge
     ));
     page.examples(&examined.worst);
