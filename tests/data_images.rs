@@ -495,7 +495,6 @@ fn weighted_sampling_evens_the_classes_out() {
     assert_eq!(Loader::new(Arc::new(values), options).err().unwrap().kind(), ErrorKind::Argument);
 }
 
-/// Found by fuzzing: a file of 20 bytes asked for 4 GB.
 #[test]
 fn the_first_pictures_are_one_at_least() {
     for (limit, rows) in [(0, 1), (1, 1), (7, 7), (200, 90)] {
@@ -504,6 +503,7 @@ fn the_first_pictures_are_one_at_least() {
     }
 }
 
+/// Found by fuzzing: a file of 20 bytes asked for 4 GB.
 #[test]
 fn no_pictures_of_any_size_take_no_memory() {
     let file = [0, 0, 9, 4, 0, 0, 0, 0, 0, 0, 0, 0xfd, 1, 4, 0, 0, 0, 0, 0, 1];

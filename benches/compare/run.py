@@ -268,6 +268,19 @@ def machine(args):
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": args.threads, "load_before": round(load, 2), "rounds": args.rounds}
 
 
+def commit():
+    """The commit that the figures belong to, with a + where files differ from it; None outside a repository."""
+    git = lambda *words: subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+    head = git("rev-parse", "--short", "HEAD")
+    return head.stdout.strip() + "+" * bool(git("status", "--porcelain", "-uno").stdout) if head.returncode == 0 else None
+
+
+def torch_version(python):
+    """The version of the other side."""
+    found = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
 def main():
     """Runs the sections round by round and prints the table; exit 1 with --check when a bar is missed or not measured."""
     default_python = ROOT / "target" / "python-venv" / "bin" / "python"
@@ -322,7 +335,8 @@ def main():
     for note in runner.notes:
         print(f"\nNote: {note}.")
     if args.json:
-        report = {"machine": about, "summary": result, "runs": runner.figures, "notes": runner.notes}
+        how = f"benches/compare/run.py --only {args.only} --rounds {args.rounds} --threads {args.threads}"
+        report = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "torch": torch_version(args.python), "how": how, "machine": about, "summary": result, "runs": runner.figures, "notes": runner.notes}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     missed = [name for name, row in result.items() if row["passes"] is False]
     unmeasured = [section for section, _ in runner.dead] or (["warpsmith"] if args.warpsmith == "none" else [])

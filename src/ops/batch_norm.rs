@@ -533,3 +533,24 @@ pub fn update_running_stats(
     let outputs = [(mean, Mode::Update), (variance, Mode::Update), (batches, Mode::Update)];
     no_grad(|| run_into(op, &stats, &outputs))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    /// A variance beyond f32 makes x̂ 0, whatever the sums over rows would be without it.
+    #[test]
+    fn rows_too_far_apart_have_no_gradient() {
+        let tensor =
+            |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, Device::Cpu).unwrap();
+        let signs = [1.0, -1.0, 1.0, -1.0];
+        let (x, dy) = (tensor(&signs.map(|s| s * 2e38), &[4, 1]), tensor(&signs, &[4, 1]));
+        let (mean, variance) = (tensor(&[0.0], &[1]), tensor(&[f32::INFINITY], &[1]));
+        let op = BatchNormBackward { weight: true, bias: true, eps: 1e-5, training: true };
+        let gradients = run(op, &[&x, &mean, &variance, &dy, &tensor(&[1.0], &[1])]).unwrap();
+        for gradient in gradients {
+            assert!(gradient.to_f64_vec().unwrap().iter().all(|&g| g == 0.0), "{gradient:?}");
+        }
+    }
+}

@@ -104,8 +104,9 @@ impl<const N: usize> Window<N> {
     /// The number of windows, each of which must have an element of the image: a maximum over nothing is none.
     pub(crate) fn count_of_some(&self, op: &'static str, d: usize, size: usize) -> Result<usize> {
         let count = self.count(op, d, size)?;
-        // Without dilation no window can miss the image.
-        let empty = (0..count).find(|&o| self.dilation[d] > 1 && self.taps(d, size, o).1 == 0);
+        // Elements closer to each other than the image is long cannot miss it; of others few windows fit.
+        let empty =
+            (0..if self.dilation[d] > size { count } else { 0 }).find(|&o| self.taps(d, size, o).1 == 0);
         match empty {
             None => Ok(count),
             Some(o) => {

@@ -291,12 +291,7 @@ impl Sums {
             total.typed_mut().copy_from_slice(&partial[..width]);
             Ok(total)
         };
-        let mut sums = Sums { dy: total(dy)?, products: total(products)? };
-        if sets.batch > 0 {
-            let products = sums.products.typed_mut::<A>().iter_mut();
-            products.zip(tape.rstd).for_each(|(sum, &rstd)| *sum *= rstd);
-        }
-        Ok(sums)
+        Ok(Sums { dy: total(dy)?, products: total(products)? })
     }
 
     /// Of segments of one element.
@@ -363,7 +358,7 @@ const COLUMNS: usize = 1024;
 /// Rows that one chain runs down, four a step: 32 additions a chain.
 const COLUMN_ROWS: usize = 128;
 
-/// Adds dy and dy · (x − mean) of the rows `range` of `width` columns onto `sums` and `products`, those of the columns from
+/// Adds dy and dy · x̂ of the rows `range` of `width` columns onto `sums` and `products`, those of the columns from
 /// `from` on: four rows a step, in a tree.
 #[inline(always)]
 fn add_columns<A: Real>(
@@ -375,13 +370,13 @@ fn add_columns<A: Real>(
     products: &mut [A],
 ) {
     let n = sums.len();
-    let (products, mean) = (&mut products[..n], &tape.mean[from..][..n]);
+    let (products, mean, rstd) = (&mut products[..n], &tape.mean[from..][..n], &tape.rstd[from..][..n]);
     let fours = range.start + range.len() / 4 * 4;
     for i in (range.start..fours).step_by(4) {
         let x: [&[A]; 4] = std::array::from_fn(|k| &tape.x[(i + k) * width + from..][..n]);
         let dy: [&[A]; 4] = std::array::from_fn(|k| &tape.dy[(i + k) * width + from..][..n]);
         for j in 0..n {
-            let product = |k: usize| dy[k][j] * (x[k][j] - mean[j]);
+            let product = |k: usize| dy[k][j] * (x[k][j] - mean[j]) * rstd[j];
             sums[j] += (dy[0][j] + dy[1][j]) + (dy[2][j] + dy[3][j]);
             products[j] += (product(0) + product(1)) + (product(2) + product(3));
         }
@@ -390,7 +385,7 @@ fn add_columns<A: Real>(
         let (x, dy) = (&tape.x[i * width + from..][..n], &tape.dy[i * width + from..][..n]);
         for j in 0..n {
             sums[j] += dy[j];
-            products[j] += dy[j] * (x[j] - mean[j]);
+            products[j] += dy[j] * (x[j] - mean[j]) * rstd[j];
         }
     }
 }

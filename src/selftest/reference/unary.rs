@@ -53,11 +53,8 @@ fn slope(f: Activation, saved: Dd) -> Dd {
     match f {
         Activation::Identity => Dd::ONE,
         Activation::Relu => {
-            if saved.get() > 0.0 {
-                Dd::ONE
-            } else {
-                Dd::ZERO
-            }
+            // 1 at NaN, as PyTorch's.
+            if saved.get() <= 0.0 { Dd::ZERO } else { Dd::ONE }
         }
         Activation::Gelu => normal_cdf(saved) + saved * normal_density(saved),
         Activation::GeluTanh => {
@@ -134,7 +131,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     };
     let inside = |c: &Clamp, x: Dd| x.get() >= c.min && x.get() <= c.max;
     let one = Dd::ONE;
-    map::<Relu>(op, i, Output, |_, x| relu(x), |_, dy, y| if y.get() > 0.0 { dy } else { Dd::ZERO })
+    map::<Relu>(op, i, Output, |_, x| relu(x), |_, dy, y| if y.get() <= 0.0 { Dd::ZERO } else { dy })
         .or_else(|| {
             let s = |o: &LeakyRelu, x: Dd, v: Dd| if x.get() > 0.0 { v } else { v * dd(o.slope) };
             map::<LeakyRelu>(op, i, Input, |o, x| s(o, x, x), |o, dy, x| s(o, x, dy))
@@ -190,6 +187,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 
 pub fn specials(op: &dyn Any, _: usize) -> Option<Specials> {
     let clear = op.is::<Map<Relu>>()
+        || op.is::<MapBackward<Relu>>()
         || op.is::<Map<LeakyRelu>>()
         || op.is::<Map<Gelu>>()
         || op.is::<Map<GeluTanh>>()

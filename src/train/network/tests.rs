@@ -263,6 +263,10 @@ layers = [
     let recurrent = "layers = [{ type = 'gru', hidden_size = 3, num_layers = 2, bias = false, bidirectional = true, dropout = 0.1 }]";
     let network = Network::from_toml(recurrent, "mine", None, None).unwrap().unwrap();
     assert_eq!(built(&network, &[5, 4], 2).1.len(), 2 * 2 * 2 + 2);
+    // As many windows as the picture has columns are counted, not visited.
+    let wide = "layers = [{ type = 'max_pool2d', kernel_size = [1, 2], dilation = [1, 2], stride = 1 }]";
+    let network = Network::from_toml(wide, "mine", None, None).unwrap().unwrap();
+    assert_eq!(network.output_shape(&[1, 1, 2_000_000_000]).unwrap(), [1, 1, 1_999_999_998]);
     // A window that is larger than the picture, which reaches over the edge.
     let over = "layers = [{ type = 'max_pool2d', kernel_size = 3, stride = 2, ceil_mode = true }, { type = 'flatten' }]";
     let network = Network::from_toml(over, "mine", None, None).unwrap().unwrap();

@@ -153,7 +153,7 @@ pub struct Event<'a> {
 /// What a search came to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The last record of each trial: by validation loss, then those without one.
+    /// The last record of each trial, or of the first with its settings: by validation loss, then those without one.
     pub trials: Vec<Record>,
     /// The folder of the best trial's model, if any trial was trained.
     pub best: Option<PathBuf>,
@@ -400,8 +400,8 @@ impl<'a> Book<'a> {
         of_rung.filter_map(|record| Some((record.trial, record.val_loss?))).collect()
     }
 
-    /// The last record of each trial, the best first. A trial that failed at a later rung has failed, and with it those that have
-    /// its settings.
+    /// The last record of each trial, the best first. A trial that failed at a later rung has failed. Those with the settings of an
+    /// earlier one have its record, of the later rungs too, for which they were not trained.
     fn ranking(self, first: &[usize]) -> Vec<Record> {
         let records = self.records.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut last = BTreeMap::new();
