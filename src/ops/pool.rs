@@ -105,9 +105,8 @@ impl<const N: usize> Window<N> {
     pub(crate) fn count_of_some(&self, op: &'static str, d: usize, size: usize) -> Result<usize> {
         let count = self.count(op, d, size)?;
         // Elements closer to each other than the image is long cannot miss it; of others few windows fit.
-        let empty =
-            (0..if self.dilation[d] > size { count } else { 0 }).find(|&o| self.taps(d, size, o).1 == 0);
-        match empty {
+        let mut suspects = if self.dilation[d] > size { 0..count } else { 0..0 };
+        match suspects.find(|&o| self.taps(d, size, o).1 == 0) {
             None => Ok(count),
             Some(o) => {
                 let message = format!("window {o} of {self:?} has no element of an image of {size}");
