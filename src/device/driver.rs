@@ -5,9 +5,11 @@
 //! Only `download` and `synchronize` wait. Pointers are device addresses; the driver does not check that ranges are
 //! live: `pool` and `launch`, its only callers, do.
 
+use std::any::Any;
 use std::ffi::CStr;
+use std::panic::Location;
 
-use crate::Result;
+use crate::{Result, Shape};
 
 /// What a device is.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,7 +137,91 @@ pub trait Driver: Send + Sync {
 
     /// Waits until all queued work is done. Errors of earlier launches surface here at the latest.
     fn synchronize(&self) -> Result<()>;
+
+    /// Makes of recorded work what can be queued as one.
+    ///
+    /// # Safety
+    /// For each launch, as [`Driver::launch`], for as long as the executable lives.
+    unsafe fn instantiate(&self, commands: Vec<Command>) -> Result<Executable>;
+
+    /// Queues recorded work. It is of this driver, and still lives when the queue has passed it.
+    fn replay(&self, executable: &Executable) -> Result<()>;
 }
 
+/// A piece of recorded work.
+#[derive(Clone)]
+pub enum Command {
+    /// See [`Driver::launch`].
+    Launch {
+        /// What is launched.
+        kernel: &'static Kernel,
+        /// Its shape.
+        grid: Grid,
+        /// A copy of the argument struct.
+        args: Args,
+        /// All ranges it may touch.
+        buffers: Box<[Range]>,
+        /// On whose behalf.
+        context: Context,
+    },
+    /// See [`Driver::copy`].
+    Copy {
+        /// First byte written.
+        to: u64,
+        /// First byte read.
+        from: u64,
+        /// How many.
+        bytes: usize,
+    },
+    /// See [`Driver::fill`].
+    Fill {
+        /// First byte.
+        to: u64,
+        /// What each byte becomes.
+        value: u8,
+        /// How many.
+        bytes: usize,
+    },
+}
+
+/// On whose behalf work is queued.
+#[derive(Clone, Copy, Default)]
+pub struct Context {
+    /// The op.
+    pub op: &'static str,
+    /// Shapes of its first inputs.
+    pub shapes: [Option<Shape>; 3],
+    /// The line that called it.
+    pub caller: Option<&'static Location<'static>>,
+}
+
+/// A copy of an argument struct, aligned as any of them needs.
+#[derive(Clone)]
+pub struct Args(Box<[ArgsLine]>);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct ArgsLine([u8; 64]);
+
+impl Args {
+    /// Copies `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Args {
+        let line = |part: &[u8]| {
+            let mut line = ArgsLine([0; 64]);
+            line.0[..part.len()].copy_from_slice(part);
+            line
+        };
+        Args(bytes.chunks(64).map(line).collect())
+    }
+
+    /// The first byte.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr().cast()
+    }
+}
+
+/// Recorded work in a driver's own form.
+pub struct Executable(pub Box<dyn Any + Send + Sync>);
+
 /// A mark in a queue.
-pub struct Event(pub Box<dyn std::any::Any + Send + Sync>);
+pub struct Event(pub Box<dyn Any + Send + Sync>);

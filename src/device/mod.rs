@@ -10,6 +10,7 @@ pub mod driver;
 pub(crate) mod elementwise;
 pub mod fatbin;
 pub mod gemm;
+pub(crate) mod graph;
 pub mod kernels;
 pub mod launch;
 mod library;
@@ -28,6 +29,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::{Error, Result};
 
+pub use graph::Graph;
 pub use pool::MemoryReport;
 pub use stream::Stream;
 
@@ -95,8 +97,12 @@ impl Device {
     }
 
     /// Waits until all work queued on the device is done. Raises errors of kernels that surfaced meanwhile.
+    #[track_caller]
     pub fn synchronize(self) -> Result<()> {
-        self.stream().map_or(Ok(()), Stream::synchronize)
+        match self.stream() {
+            Some(stream) => stream.synchronize(),
+            None => Ok(()),
+        }
     }
 }
 

@@ -51,8 +51,8 @@ pub struct MemoryReport {
     pub holders: Vec<(&'static str, usize, usize)>,
 }
 
-#[derive(Default)]
-struct State {
+#[derive(Debug, Default)]
+pub(super) struct State {
     free: BTreeMap<usize, Vec<u64>>,
     holders: BTreeMap<&'static str, (usize, usize)>,
     report: MemoryReport,
@@ -61,7 +61,7 @@ struct State {
 /// The pool of one device.
 pub struct Pool {
     driver: Arc<dyn Driver>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     debug: AtomicBool,
     /// What the comparison of red zones found, until someone asks.
     damage: Mutex<Option<String>>,
@@ -77,15 +77,126 @@ pub(crate) struct Piece {
     what: &'static str,
     class: usize,
     red: bool,
+    /// The recorded work that the block belongs to.
+    reserve: Option<Arc<Reserve>>,
+}
+
+impl Piece {
+    /// Whether it belongs to recorded work.
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.reserve.is_some()
+    }
+}
+
+/// The memory of recorded work: blocks that the pool had cached, reused while the work is recorded in the order in which it
+/// will run. They return to the pool when the work and all tensors made with it are gone.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    pool: Arc<Mutex<State>>,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Debug, Default)]
+struct Blocks {
+    free: BTreeMap<usize, Vec<u64>>,
+    all: Vec<(usize, u64)>,
+}
+
+/// For whom the blocks of recorded work are in use.
+const RESERVE: &str = "captured step";
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl Reserve {
+    /// A block of this class: one that was given back, else one that the pool has cached.
+    fn take(&self, class: usize) -> Option<u64> {
+        let mut blocks = lock(&self.blocks);
+        if let Some(address) = blocks.free.get_mut(&class).and_then(Vec::pop) {
+            return Some(address);
+        }
+        let mut state = lock(&self.pool);
+        let address = state.free.get_mut(&class).and_then(Vec::pop)?;
+        state.report.cached_bytes -= class;
+        state.report.reuses += 1;
+        state.hold(RESERVE, class);
+        blocks.all.push((class, address));
+        Some(address)
+    }
+
+    /// Bytes of all blocks.
+    pub(super) fn bytes(&self) -> usize {
+        lock(&self.blocks).all.iter().map(|(class, _)| class).sum()
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        let blocks = std::mem::take(&mut *lock(&self.blocks));
+        let mut state = lock(&self.pool);
+        for (class, address) in blocks.all {
+            state.release(RESERVE, class);
+            state.free.entry(class).or_default().push(address);
+        }
+    }
+}
+
+impl State {
+    /// Counts a block as in use.
+    fn hold(&mut self, what: &'static str, class: usize) {
+        self.report.live_bytes += class;
+        self.report.peak_live_bytes = self.report.peak_live_bytes.max(self.report.live_bytes);
+        let holder = self.holders.entry(what).or_default();
+        *holder = (holder.0 + 1, holder.1 + class);
+    }
+
+    /// Counts a block as cached.
+    fn release(&mut self, what: &'static str, class: usize) {
+        self.report.live_bytes -= class;
+        self.report.cached_bytes += class;
+        if let Some(holder) = self.holders.get_mut(what) {
+            *holder = (holder.0 - 1, holder.1 - class);
+            if holder.0 == 0 {
+                self.holders.remove(what);
+            }
+        }
+    }
 }
 
 impl Pool {
     pub(crate) fn new(driver: Arc<dyn Driver>) -> Pool {
-        Pool { driver, state: Mutex::default(), debug: AtomicBool::new(false), damage: Mutex::default() }
+        Pool { driver, state: Arc::default(), debug: AtomicBool::new(false), damage: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
+    }
+
+    /// Memory for work that is about to be recorded.
+    pub(super) fn reserve(&self) -> Reserve {
+        Reserve { pool: self.state.clone(), blocks: Mutex::default() }
+    }
+
+    /// As [`Pool::take`], for work that is being recorded: an error of kind `Unsupported` where the driver would have to be
+    /// asked.
+    pub(super) fn take_reserved(
+        &self,
+        reserve: &Arc<Reserve>,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Piece> {
+        if bytes == 0 {
+            return Ok(Piece { address: 0, bytes, what, class: 0, red: false, reserve: None });
+        }
+        let class = class_of(bytes).ok_or_else(|| self.out_of_memory(bytes))?;
+        let address = reserve.take(class).ok_or_else(|| {
+            let message =
+                format!("{bytes} bytes for {what} are not cached, and the driver cannot be asked for them");
+            Error::unsupported("captured step", message)
+                .with_help("run the same step once without capturing it, so that its memory is cached")
+        })?;
+        Ok(Piece { address, bytes, what, class, red: false, reserve: Some(reserve.clone()) })
     }
 
     /// Switches poisoning and red zones on or off, for blocks handed out from now on.
@@ -96,7 +207,7 @@ impl Pool {
     /// Hands out `bytes` bytes for `what`, of arbitrary content.
     pub(crate) fn take(&self, bytes: usize, what: &'static str) -> Result<Piece> {
         if bytes == 0 {
-            return Ok(Piece { address: 0, bytes, what, class: 0, red: false });
+            return Ok(Piece { address: 0, bytes, what, class: 0, red: false, reserve: None });
         }
         let red = self.debug.load(Relaxed);
         let zones = if red { 2 * RED_ZONE } else { 0 };
@@ -116,12 +227,9 @@ impl Pool {
                 address
             }
         };
-        state.report.live_bytes += class;
-        state.report.peak_live_bytes = state.report.peak_live_bytes.max(state.report.live_bytes);
-        let holder = state.holders.entry(what).or_default();
-        *holder = (holder.0 + 1, holder.1 + class);
+        state.hold(what, class);
         drop(state);
-        let mut piece = Piece { address: base, bytes, what, class, red };
+        let mut piece = Piece { address: base, bytes, what, class, red, reserve: None };
         if red {
             piece.address += RED_ZONE as u64;
             let after = class - RED_ZONE - bytes;
@@ -175,19 +283,19 @@ impl Pool {
         if piece.class == 0 {
             return;
         }
+        if let Some(reserve) = &piece.reserve {
+            // Once the recording is over, what it wrote there is written again and again: it is not handed on.
+            if super::graph::records_into(reserve) {
+                lock(&reserve.blocks).free.entry(piece.class).or_default().push(piece.address);
+            }
+            return;
+        }
         let base = if piece.red { piece.address - RED_ZONE as u64 } else { piece.address };
         if piece.red {
             self.compare_red_zones(&piece, base);
         }
         let mut state = self.state();
-        state.report.live_bytes -= piece.class;
-        state.report.cached_bytes += piece.class;
-        if let Some(holder) = state.holders.get_mut(piece.what) {
-            *holder = (holder.0 - 1, holder.1 - piece.class);
-            if holder.0 == 0 {
-                state.holders.remove(piece.what);
-            }
-        }
+        state.release(piece.what, piece.class);
         state.free.entry(piece.class).or_default().push(base);
     }
 

@@ -12,7 +12,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use super::driver::{DeviceInfo, Driver, Event, Grid, Kernel, Range, TensorMap, TensorMapDesc};
+use super::driver::{
+    Command, DeviceInfo, Driver, Event, Executable, Grid, Kernel, Range, TensorMap, TensorMapDesc,
+};
 use super::pool::GRANULE;
 use crate::{Error, ErrorKind, Result};
 
@@ -353,6 +355,23 @@ impl Driver for Simulator {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    unsafe fn instantiate(&self, commands: Vec<Command>) -> Result<Executable> {
+        Ok(Executable(Box::new(commands)))
+    }
+
+    fn replay(&self, executable: &Executable) -> Result<()> {
+        let commands = executable.0.downcast_ref::<Vec<Command>>();
+        let commands = commands.ok_or_else(|| Error::internal("recorded work of another driver"))?;
+        commands.iter().try_for_each(|command| match command {
+            Command::Launch { kernel, grid, args, buffers, .. } => {
+                // SAFETY: the promise of `instantiate`.
+                unsafe { self.launch(kernel, *grid, args.as_ptr(), buffers) }
+            }
+            &Command::Copy { to, from, bytes } => self.copy(to, from, bytes),
+            &Command::Fill { to, value, bytes } => self.fill(to, value, bytes),
+        })
     }
 }
 

@@ -14,14 +14,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::Device;
-use super::driver::{DeviceInfo, Driver, Event, Grid, Kernel, Range, TensorMap, TensorMapDesc};
+use super::driver::{
+    Args, Command, Context, DeviceInfo, Driver, Event, Executable, Grid, Kernel, Range, TensorMap,
+    TensorMapDesc,
+};
+use super::graph::{self, Graph};
 use super::launch::{Dst, Src};
 use super::pool::{MemoryReport, Piece, Pool};
 use crate::shape::Layout;
 use crate::{DType, Error, ErrorKind, Result, Shape};
 
 /// Launches that the ring remembers.
-const RING: usize = 16;
+pub(super) const RING: usize = 16;
 /// Launches that can wait to be checked for bad indices before that is done in between.
 const SLOTS: usize = 256;
 /// Bytes of a fault slot: two words as `report` in `platform.cuh` leaves them, two unused.
@@ -44,6 +48,15 @@ struct Ring {
     entries: VecDeque<Entry>,
 }
 
+impl Ring {
+    fn push(&mut self, entry: Entry) {
+        if self.entries.len() == RING {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry);
+    }
+}
+
 thread_local! {
     /// On whose behalf this thread launches.
     static CONTEXT: Cell<Context> = const { Cell::new(Context { op: "", shapes: [None; 3], caller: None }) };
@@ -55,16 +68,8 @@ struct Entry {
     context: Context,
 }
 
-/// On whose behalf launches are made.
-#[derive(Clone, Copy, Default)]
-struct Context {
-    op: &'static str,
-    shapes: [Option<Shape>; 3],
-    caller: Option<&'static Location<'static>>,
-}
-
 /// Makes the error for a bad value at a linear position.
-type Describe = Box<dyn FnOnce(i64, u64) -> Error + Send>;
+type Describe = Box<dyn Fn(i64, u64) -> Error + Send>;
 
 #[derive(Default)]
 struct Faults {
@@ -79,6 +84,11 @@ enum Slot {
     Held(Option<Describe>),
     /// To be looked at.
     Armed(Option<Describe>),
+    /// Of recorded work; to be looked at if that was replayed since the last look.
+    Recorded {
+        describe: Option<Describe>,
+        replayed: bool,
+    },
 }
 
 impl Stream {
@@ -207,13 +217,16 @@ impl Stream {
         buffers: &[Range],
     ) -> Result<()> {
         self.alive()?;
-        let mut ring = self.ring();
         let context = CONTEXT.get();
-        if ring.entries.len() == RING {
-            ring.entries.pop_front();
+        let recorded = graph::recording(self.device, |recorder| {
+            // SAFETY: `args` points to as many bytes: the caller's promise.
+            let args = Args::copy_of(unsafe { std::slice::from_raw_parts(args, kernel.args) });
+            recorder.commands.push(Command::Launch { kernel, grid, args, buffers: buffers.into(), context });
+        });
+        if recorded.is_some() {
+            return Ok(());
         }
-        ring.entries.push_back(Entry { kernel, grid, context });
-        drop(ring);
+        self.ring().push(Entry { kernel, grid, context });
         self.launches.fetch_add(1, Relaxed);
         // SAFETY: the caller's promise.
         self.explain(unsafe { self.driver.launch(kernel, grid, args, buffers) })
@@ -222,7 +235,11 @@ impl Stream {
     /// Memory of `bytes` bytes for `what`, of arbitrary content.
     pub(crate) fn take(&self, bytes: usize, what: &'static str) -> Result<Memory<'_>> {
         self.alive()?;
-        Ok(Memory { piece: Some(self.explain(self.pool.take(bytes, what))?), stream: self })
+        let piece = match graph::recording(self.device, |recorder| recorder.reserve.clone()) {
+            Some(reserve) => self.pool.take_reserved(&reserve, bytes, what)?,
+            None => self.explain(self.pool.take(bytes, what))?,
+        };
+        Ok(Memory { piece: Some(piece), stream: self })
     }
 
     /// Scratch memory for `len` elements, which goes back to the pool when dropped: whatever was queued before that
@@ -235,14 +252,18 @@ impl Stream {
     }
 
     /// Copies host bytes to device memory.
+    #[track_caller]
     pub(crate) fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
         self.alive()?;
+        graph::refuse(self.device, "copying host data to the device", "make the tensor before the step")?;
         if from.is_empty() { Ok(()) } else { self.explain(self.driver.upload(to, from)) }
     }
 
     /// Waits for the queue and copies device memory to the host. Raises what the kernels found wrong so far.
+    #[track_caller]
     pub(crate) fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
         self.alive()?;
+        graph::refuse(self.device, "reading values back", "read them after the step")?;
         self.check()?;
         if to.is_empty() { Ok(()) } else { self.explain(self.driver.download(to, from)) }
     }
@@ -250,25 +271,43 @@ impl Stream {
     /// Copies within the device's memory.
     pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.alive()?;
-        if bytes == 0 { Ok(()) } else { self.explain(self.driver.copy(to, from, bytes)) }
+        if bytes == 0 {
+            return Ok(());
+        }
+        let command = Command::Copy { to, from, bytes };
+        match graph::recording(self.device, |recorder| recorder.commands.push(command)) {
+            Some(()) => Ok(()),
+            None => self.explain(self.driver.copy(to, from, bytes)),
+        }
     }
 
     /// Sets device bytes.
     pub(crate) fn fill(&self, to: u64, value: u8, bytes: usize) -> Result<()> {
         self.alive()?;
-        if bytes == 0 { Ok(()) } else { self.explain(self.driver.fill(to, value, bytes)) }
+        if bytes == 0 {
+            return Ok(());
+        }
+        let command = Command::Fill { to, value, bytes };
+        match graph::recording(self.device, |recorder| recorder.commands.push(command)) {
+            Some(()) => Ok(()),
+            None => self.explain(self.driver.fill(to, value, bytes)),
+        }
     }
 
     /// Waits until all queued work is done. Raises what the kernels found wrong so far.
+    #[track_caller]
     pub fn synchronize(&self) -> Result<()> {
         self.alive()?;
+        graph::refuse(self.device, "waiting for the device", "wait after the step")?;
         self.explain(self.driver.synchronize())?;
         self.check()
     }
 
     /// Marks this point of the queue; for timing.
+    #[track_caller]
     pub fn record(&self) -> Result<Event> {
         self.alive()?;
+        graph::refuse(self.device, "timing", "time the step from outside")?;
         self.explain(self.driver.record())
     }
 
@@ -286,17 +325,10 @@ impl Stream {
 
     /// A slot in which a kernel reports a bad value (an index out of range) and its linear position; `describe` makes the
     /// error for it. Keep the slot until the kernel is launched.
-    pub fn fault_slot(
-        &self,
-        describe: impl FnOnce(i64, u64) -> Error + Send + 'static,
-    ) -> Result<FaultSlot<'_>> {
+    pub fn fault_slot(&self, describe: impl Fn(i64, u64) -> Error + Send + 'static) -> Result<FaultSlot<'_>> {
         self.alive()?;
+        self.prepare_slots()?;
         let mut faults = self.faults();
-        if faults.address == 0 {
-            faults.address = self.explain(self.pool.take(SLOTS * SLOT, "fault slots"))?.address;
-            self.explain(self.driver.fill(faults.address, 0, SLOTS * SLOT))?;
-            faults.slots = (0..SLOTS).map(|_| Slot::Free).collect();
-        }
         let free = |faults: &Faults| faults.slots.iter().position(|s| matches!(s, Slot::Free));
         let index = match free(&faults) {
             Some(index) => index,
@@ -309,11 +341,64 @@ impl Stream {
         Ok(FaultSlot { address: faults.address + (index * SLOT) as u64, stream: self, index })
     }
 
+    /// Makes the fault slots, if there are none yet.
+    pub(super) fn prepare_slots(&self) -> Result<()> {
+        let mut faults = self.faults();
+        if faults.address == 0 {
+            faults.address = self.explain(self.pool.take(SLOTS * SLOT, "fault slots"))?.address;
+            self.explain(self.driver.fill(faults.address, 0, SLOTS * SLOT))?;
+            faults.slots = (0..SLOTS).map(|_| Slot::Free).collect();
+        }
+        Ok(())
+    }
+
+    /// Frees the fault slots of recorded work that is gone.
+    pub(super) fn release_slots(&self, slots: &[usize]) {
+        let mut faults = self.faults();
+        slots.iter().for_each(|&index| faults.slots[index] = Slot::Free);
+    }
+
+    /// Makes recorded work ready to be replayed.
+    pub(super) fn instantiate(&self, commands: Vec<Command>) -> Result<Executable> {
+        // SAFETY: the generated launches made these commands; the graph that is being made keeps their memory.
+        self.explain(unsafe { self.driver.instantiate(commands) })
+    }
+
+    /// Queues recorded work.
+    #[track_caller]
+    pub(super) fn replay(&self, graph: &Graph, executable: &Executable) -> Result<()> {
+        self.alive()?;
+        graph::refuse(self.device, "replaying a captured step", "a step cannot hold another")?;
+        let mut ring = self.ring();
+        for command in &graph.last {
+            if let &Command::Launch { kernel, grid, context, .. } = command {
+                ring.push(Entry { kernel, grid, context });
+            }
+        }
+        drop(ring);
+        self.launches.fetch_add(graph.launches(), Relaxed);
+        self.explain(self.driver.replay(executable))?;
+        let mut faults = self.faults();
+        for &index in &graph.slots {
+            if let Slot::Recorded { replayed, .. } = &mut faults.slots[index] {
+                *replayed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the device is done, whatever it found.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.alive()?;
+        self.explain(self.driver.synchronize())
+    }
+
     /// Raises what kernels reported, and damage that the pool's debug mode found.
     fn check(&self) -> Result<()> {
         self.pool.check()?;
         let mut faults = self.faults();
-        if faults.slots.iter().any(|s| matches!(s, Slot::Armed(_))) {
+        let waits = |s: &Slot| matches!(s, Slot::Armed(_) | Slot::Recorded { replayed: true, .. });
+        if faults.slots.iter().any(waits) {
             self.look_at(&mut faults)?;
         }
         Ok(())
@@ -325,9 +410,19 @@ impl Stream {
         self.explain(self.driver.download(&mut bytes, faults.address))?;
         let mut first = None;
         for (index, (slot, record)) in faults.slots.iter_mut().zip(bytes.chunks_exact(SLOT)).enumerate() {
-            let Slot::Armed(describe) = slot else { continue };
-            let describe = describe.take();
-            *slot = Slot::Free;
+            let mut armed = None;
+            match slot {
+                Slot::Free | Slot::Held(_) => continue,
+                Slot::Armed(describe) => {
+                    armed = describe.take();
+                    *slot = Slot::Free;
+                }
+                Slot::Recorded { replayed, .. } => *replayed = false,
+            }
+            let describe = match slot {
+                Slot::Recorded { describe, .. } => describe.as_ref(),
+                _ => armed.as_ref(),
+            };
             let number = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap_or_default());
             let (low, high) = (number(0), number(8));
             if low == 0 {
@@ -408,6 +503,11 @@ impl<'a> Memory<'a> {
     pub fn bytes(&self) -> usize {
         self.piece.as_ref().map_or(0, |p| p.bytes)
     }
+
+    /// Whether it belongs to recorded work, which keeps it without being told to.
+    pub fn is_reserved(&self) -> bool {
+        self.piece.as_ref().is_some_and(Piece::is_reserved)
+    }
 }
 
 impl Drop for Memory<'_> {
@@ -456,7 +556,11 @@ impl Drop for FaultSlot<'_> {
         let mut faults = self.stream.faults();
         if let Slot::Held(describe) = &mut faults.slots[self.index] {
             let describe = describe.take();
-            faults.slots[self.index] = Slot::Armed(describe);
+            let recorded = graph::recording(self.stream.device, |recorder| recorder.slots.push(self.index));
+            faults.slots[self.index] = match recorded {
+                Some(()) => Slot::Recorded { describe, replayed: false },
+                None => Slot::Armed(describe),
+            };
         }
     }
 }

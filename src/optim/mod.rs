@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod captured;
 mod clip;
 mod flat;
 mod rules;
@@ -16,6 +17,7 @@ use crate::param::StepBlock;
 use crate::tensor::{Mode, Tensor, no_grad};
 use crate::{Arena, DType, Error, ErrorKind, Result, ops};
 
+pub use captured::{Capture, Forward, Input, MAX_SHAPES, StepOptions, TrainStep};
 pub use clip::{ClipNorm, global_norm};
 pub use flat::{Advance, Update};
 pub use rules::{Adam, AdamW, RmsProp, Rule, Sgd};

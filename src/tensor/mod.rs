@@ -23,7 +23,7 @@ use crate::{DType, Device, Error, Result, Shape};
 pub use access::{Mode, Out, View};
 pub use node::{BackwardCx, Edge, Leaf, Saves, ViewKind, check_numerics, grad_enabled, no_grad};
 pub use storage::{Site, Storage};
-pub(crate) use transfer::{accumulate, copy_into, fill_zero};
+pub(crate) use transfer::{accumulate, copy_into, fill_zero, overwrite};
 
 /// Shape, dtype and device of a tensor: all that `Op::infer` sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,7 @@ impl Tensor {
     }
 
     /// A tensor of the elements of `meta` in row-major order, which `block` holds: taken over, or copied to a device.
+    #[track_caller]
     pub(crate) fn from_block(block: Block, meta: Meta) -> Result<Tensor> {
         let storage = Arc::new(Storage::placed(block, Vec::new(), meta.device, "tensor")?);
         Ok(Tensor::from_parts(storage, Layout::contiguous(meta.shape), meta, Edge::None))
@@ -101,6 +102,7 @@ impl Tensor {
     }
 
     /// A tensor of `data` in row-major order. Errors if the lengths differ.
+    #[track_caller]
     pub fn from_slice<T: Element>(data: &[T], shape: impl IntoShape, device: Device) -> Result<Tensor> {
         let shape = shape.into_shape()?;
         if data.len() != shape.numel() {
@@ -114,6 +116,7 @@ impl Tensor {
     }
 
     /// A 0-d tensor.
+    #[track_caller]
     pub fn scalar<T: Element>(value: T, device: Device) -> Result<Tensor> {
         Tensor::from_slice(&[value], (), device)
     }
@@ -148,6 +151,7 @@ impl Tensor {
     }
 
     /// The integers `0..n` as a 1-d tensor of `dtype`.
+    #[track_caller]
     pub fn arange(n: usize, dtype: DType, device: Device) -> Result<Tensor> {
         let meta = Meta { shape: Shape::new(&[n])?, dtype, device };
         let mut block = Block::new(meta.bytes())?;
@@ -181,11 +185,13 @@ impl Tensor {
     }
 
     /// The elements in row-major order as f64, whatever the type (see [`Element::to_f64`]).
+    #[track_caller]
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
         crate::dispatch!(self.dtype(), T => Ok(self.to_vec::<T>()?.into_iter().map(T::to_f64).collect()))
     }
 
     /// The one element of a tensor of one element, as f64.
+    #[track_caller]
     pub fn item(&self) -> Result<f64> {
         if self.numel() != 1 {
             return Err(Error::shape(
@@ -288,11 +294,13 @@ impl Tensor {
     }
 
     pub(crate) fn read(&self) -> Result<storage::ReadGuard<'_>> {
+        Storage::keep(&self.0.storage);
         self.0.storage.read(self.byte_span())
     }
 
     #[track_caller]
     pub(crate) fn write(&self, op: &'static str) -> Result<storage::WriteGuard<'_>> {
+        Storage::keep(&self.0.storage);
         self.0.storage.write(self.byte_span(), op)
     }
 

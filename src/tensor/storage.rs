@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 use std::panic::Location;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::cpu::pool::Block;
 use crate::device::stream::Memory;
@@ -82,6 +82,7 @@ impl Storage {
     }
 
     /// The content of a host block where `device` has its memory: taken over, or copied into device memory for `what`.
+    #[track_caller]
     pub(crate) fn placed(
         block: Block,
         cuts: Vec<usize>,
@@ -102,6 +103,15 @@ impl Storage {
         let bytes = memory.bytes();
         let (base, keep) = (std::ptr::null_mut(), Keep::Device(memory));
         Storage { base, keep, bytes, cuts: cuts.into(), state: Mutex::default() }
+    }
+
+    /// Keeps `storage` alive with the step that this thread is capturing, if it does: the step goes on using the memory.
+    pub(crate) fn keep(storage: &Arc<Storage>) {
+        if let Keep::Device(memory) = &storage.keep
+            && !memory.is_reserved()
+        {
+            crate::device::graph::keep(memory.stream().device(), storage);
+        }
     }
 
     /// Where the memory is.

@@ -83,6 +83,21 @@ pub(crate) fn fill(dst: &Tensor, value: f64) -> Result<()> {
     crate::device::copy::fill(dst.device().gpu()?, to, u64::from_le_bytes(bits))
 }
 
+/// Overwrites contiguous `dst` by host bytes, as many as it has. On a GPU they may be reused when this returns; nothing waits.
+#[track_caller]
+pub(crate) fn overwrite(dst: &Tensor, bytes: &[u8]) -> Result<()> {
+    let span = dst.byte_span().len();
+    if span != bytes.len() || !dst.is_contiguous() {
+        return Err(Error::internal(format!("{} bytes over a tensor of {span}", bytes.len())));
+    }
+    let mut target = dst.write("overwrite")?;
+    match dst.device() {
+        Device::Cpu => target.bytes().copy_from_slice(bytes),
+        device => device.gpu()?.upload(target.address(), bytes)?,
+    }
+    Ok(())
+}
+
 impl Tensor {
     /// The same values on another device, in row-major order, as a constant; this tensor itself if it is there already.
     /// Waits for the work that makes them, if they come from a GPU.

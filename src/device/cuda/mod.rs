@@ -7,6 +7,7 @@
 
 mod call;
 mod code;
+mod graph;
 mod probe;
 mod staging;
 #[cfg(test)]
@@ -24,7 +25,9 @@ use cudarc::driver::sys::CUresult;
 use self::call::{Context, Entered};
 use self::code::{Modules, unit_symbol};
 use self::staging::Staging;
-use super::driver::{DeviceInfo, Driver, Event, Grid, Kernel, Range, TensorMap, TensorMapDesc};
+use super::driver::{
+    Command, DeviceInfo, Driver, Event, Executable, Grid, Kernel, Range, TensorMap, TensorMapDesc,
+};
 use crate::{Error, ErrorKind, Result};
 
 pub use code::{Code, driver_of, version};
@@ -111,6 +114,72 @@ impl Cuda {
     fn wait(&self, entered: &Entered<'_>) -> Result<()> {
         // SAFETY: our stream; its context is current.
         entered.check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the device")
+    }
+
+    fn copy_on(
+        &self,
+        stream: sys::CUstream,
+        to: u64,
+        from: u64,
+        bytes: usize,
+        entered: &Entered<'_>,
+    ) -> Result<()> {
+        // SAFETY: the caller's ranges, on this device; queued on a stream of ours.
+        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) };
+        entered.check(code, "copying within the device")
+    }
+
+    fn fill_on(
+        &self,
+        stream: sys::CUstream,
+        to: u64,
+        value: u8,
+        bytes: usize,
+        entered: &Entered<'_>,
+    ) -> Result<()> {
+        // SAFETY: the caller's range, on this device; queued on a stream of ours.
+        entered.check(unsafe { sys::cuMemsetD8Async(to, value, bytes, stream) }, "filling memory")
+    }
+
+    /// Queues a kernel on `stream`.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn launch_on(
+        &self,
+        stream: sys::CUstream,
+        kernel: &'static Kernel,
+        grid: Grid,
+        args: *const u8,
+        entered: &Entered<'_>,
+    ) -> Result<()> {
+        let function = self.modules.function(kernel, entered, &self.info)?;
+        function.allow_shared(kernel, grid.shared, entered, self.info.shared_per_block)?;
+        let mut arguments: [*mut c_void; 1] = [args.cast_mut().cast()];
+        let ([x, y, z], [threads_x, threads_y, threads_z]) = (grid.blocks, kernel.block);
+        // SAFETY: a function of a loaded module of the current context; its one argument is `kernel.args` bytes long, as
+        // was compared when it was loaded, and `args` points to as many: the caller's promise. They are copied at once.
+        let code = unsafe {
+            sys::cuLaunchKernel(
+                function.raw,
+                x,
+                y,
+                z,
+                threads_x,
+                threads_y,
+                threads_z,
+                grid.shared,
+                stream,
+                if kernel.args == 0 { null_mut() } else { arguments.as_mut_ptr() },
+                null_mut(),
+            )
+        };
+        if code == CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES {
+            let message =
+                format!("a block of {threads_x}×{threads_y}×{threads_z} threads does not fit the device");
+            return Err(Error::unsupported(unit_symbol(kernel), message));
+        }
+        entered.check(code, "launching a kernel").map_err(|error| error.with_op(unit_symbol(kernel)))
     }
 
     /// One try at taking memory.
@@ -209,16 +278,11 @@ impl Driver for Cuda {
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        let entered = self.context.enter()?;
-        // SAFETY: the caller's ranges, on this device; queued on our stream.
-        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) };
-        entered.check(code, "copying within the device")
+        self.copy_on(self.stream, to, from, bytes, &self.context.enter()?)
     }
 
     fn fill(&self, to: u64, value: u8, bytes: usize) -> Result<()> {
-        let entered = self.context.enter()?;
-        // SAFETY: the caller's range, on this device; queued on our stream.
-        entered.check(unsafe { sys::cuMemsetD8Async(to, value, bytes, self.stream) }, "filling memory")
+        self.fill_on(self.stream, to, value, bytes, &self.context.enter()?)
     }
 
     fn has(&self, kernel: &'static Kernel) -> bool {
@@ -237,34 +301,8 @@ impl Driver for Cuda {
         args: *const u8,
         _buffers: &[Range],
     ) -> Result<()> {
-        let entered = self.context.enter()?;
-        let function = self.modules.function(kernel, &entered, &self.info)?;
-        function.allow_shared(kernel, grid.shared, &entered, self.info.shared_per_block)?;
-        let mut arguments: [*mut c_void; 1] = [args.cast_mut().cast()];
-        let ([x, y, z], [threads_x, threads_y, threads_z]) = (grid.blocks, kernel.block);
-        // SAFETY: a function of a loaded module of the current context; its one argument is `kernel.args` bytes long, as
-        // was compared when it was loaded, and `args` points to as many: the caller's promise. They are copied at once.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                function.raw,
-                x,
-                y,
-                z,
-                threads_x,
-                threads_y,
-                threads_z,
-                grid.shared,
-                self.stream,
-                if kernel.args == 0 { null_mut() } else { arguments.as_mut_ptr() },
-                null_mut(),
-            )
-        };
-        if code == CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES {
-            let message =
-                format!("a block of {threads_x}×{threads_y}×{threads_z} threads does not fit the device");
-            return Err(Error::unsupported(unit_symbol(kernel), message));
-        }
-        entered.check(code, "launching a kernel").map_err(|error| error.with_op(unit_symbol(kernel)))
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_on(self.stream, kernel, grid, args, &self.context.enter()?) }
     }
 
     fn tensor_map(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
@@ -342,6 +380,15 @@ impl Driver for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.wait(&self.context.enter()?)
+    }
+
+    unsafe fn instantiate(&self, commands: Vec<Command>) -> Result<Executable> {
+        // SAFETY: the caller's promise.
+        unsafe { graph::instantiate(self, &commands) }
+    }
+
+    fn replay(&self, executable: &Executable) -> Result<()> {
+        graph::replay(self, executable)
     }
 }
 
