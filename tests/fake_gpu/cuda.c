@@ -25,11 +25,12 @@ static long setting(const char* name, long otherwise) {
     return text ? atol(text) : otherwise;
 }
 
-// What lives, for the tests to ask: contexts, streams, events, pools, pinned buffers, modules, allocations; and counters.
-static struct { long contexts, streams, events, pools, pinned, modules, allocations, trims, launches, copies, attributes; } live;
+// What lives, for the tests to ask: contexts, streams, events, pools, pinned buffers, modules, allocations, graphs (both forms);
+// and counters.
+static struct { long contexts, streams, events, pools, pinned, modules, allocations, graphs, trims, launches, copies, attributes; } live;
 long fake_live(const char* what) {
 #define ASK(field) if (!strcmp(what, #field)) return live.field;
-    ASK(contexts) ASK(streams) ASK(events) ASK(pools) ASK(pinned) ASK(modules) ASK(allocations)
+    ASK(contexts) ASK(streams) ASK(events) ASK(pools) ASK(pinned) ASK(modules) ASK(allocations) ASK(graphs)
     ASK(trims) ASK(launches) ASK(copies) ASK(attributes)
     return -1;
 }
@@ -85,7 +86,16 @@ typedef struct { int kind; Ptr a, b; size_t n; char name[64]; unsigned char args
 enum { COPY, FILL, FREE, KERNEL };
 static Work* queue;
 static size_t queued, done, room;
-static void push(Work w) {
+// What a stream that captures got instead of the queue.
+typedef struct { Work* work; size_t count; } Graph;
+static void* capturing;
+static Graph* captured;
+static void push(void* stream, Work w) {
+    if (capturing && stream == capturing) {
+        captured->work = realloc(captured->work, (captured->count + 1) * sizeof w);
+        captured->work[captured->count++] = w;
+        return;
+    }
     if (queued == room) queue = realloc(queue, (room = room ? 2 * room : 64) * sizeof *queue);
     queue[queued++] = w;
 }
@@ -179,8 +189,8 @@ R cuMemGetInfo_v2(size_t* f, size_t* t) {
     *t = setting("FAKE_MEMORY", 64 << 20), *f = *t - reserved;
     return OK;
 }
-R cuStreamCreate(void** s, unsigned flags) { NEEDS_CONTEXT *s = &live.streams; live.streams++; return flags == 1 ? OK : INVALID_VALUE; }
-R cuStreamDestroy_v2(void* s) { (void)s; live.streams--; return OK; }
+R cuStreamCreate(void** s, unsigned flags) { NEEDS_CONTEXT *s = malloc(1); live.streams++; return flags == 1 ? OK : INVALID_VALUE; }
+R cuStreamDestroy_v2(void* s) { if (s == capturing) return 901; free(s); live.streams--; return OK; }
 R cuStreamSynchronize(void* s) { (void)s; NEEDS_CONTEXT run(queued); return sticky; }
 R cuEventCreate(void** e, unsigned flags) { NEEDS_CONTEXT (void)flags; *e = calloc(1, 8); live.events++; return OK; }
 R cuEventRecord(size_t* e, void* s) { (void)s; NEEDS_CONTEXT *e = queued; return OK; }
@@ -201,13 +211,13 @@ R cuMemPoolDestroy(void* p) { (void)p; live.pools--; return OK; }
 R cuMemAllocFromPoolAsync(Ptr* at, size_t n, void* p, void* s) { (void)p, (void)s; NEEDS_CONTEXT return take(at, n); }
 R cuMemAlloc_v2(Ptr* at, size_t n) { NEEDS_CONTEXT return take(at, n); }
 R cuMemFree_v2(Ptr at) { NEEDS_CONTEXT return done == queued ? give(at, 0) : INVALID_VALUE; }
-R cuMemFreeAsync(Ptr at, void* s) { (void)s; NEEDS_CONTEXT push((Work){FREE, at, 0, 0, "", {0}}); return OK; }
+R cuMemFreeAsync(Ptr at, void* s) { NEEDS_CONTEXT push(s, (Work){FREE, at, 0, 0, "", {0}}); return OK; }
 R cuMemHostAlloc(void** p, size_t n, unsigned flags) { NEEDS_CONTEXT (void)flags; *p = malloc(n); live.pinned++; return OK; }
 R cuMemFreeHost(void* p) { free(p); live.pinned--; return OK; }
-R cuMemcpyHtoDAsync_v2(Ptr to, const void* from, size_t n, void* s) { (void)s; NEEDS_CONTEXT live.copies++; push((Work){COPY, to, (Ptr)from, n, "", {0}}); return OK; }
-R cuMemcpyDtoHAsync_v2(void* to, Ptr from, size_t n, void* s) { (void)s; NEEDS_CONTEXT live.copies++; push((Work){COPY, (Ptr)to, from, n, "", {0}}); return OK; }
-R cuMemcpyDtoDAsync_v2(Ptr to, Ptr from, size_t n, void* s) { (void)s; NEEDS_CONTEXT push((Work){COPY, to, from, n, "", {0}}); return OK; }
-R cuMemsetD8Async(Ptr to, unsigned char v, size_t n, void* s) { (void)s; NEEDS_CONTEXT push((Work){FILL, to, v, n, "", {0}}); return OK; }
+R cuMemcpyHtoDAsync_v2(Ptr to, const void* from, size_t n, void* s) { NEEDS_CONTEXT live.copies++; push(s, (Work){COPY, to, (Ptr)from, n, "", {0}}); return OK; }
+R cuMemcpyDtoHAsync_v2(void* to, Ptr from, size_t n, void* s) { NEEDS_CONTEXT live.copies++; push(s, (Work){COPY, (Ptr)to, from, n, "", {0}}); return OK; }
+R cuMemcpyDtoDAsync_v2(Ptr to, Ptr from, size_t n, void* s) { NEEDS_CONTEXT push(s, (Work){COPY, to, from, n, "", {0}}); return OK; }
+R cuMemsetD8Async(Ptr to, unsigned char v, size_t n, void* s) { NEEDS_CONTEXT push(s, (Work){FILL, to, v, n, "", {0}}); return OK; }
 R cuModuleLoadDataEx(void** m, const void* image, unsigned n, int* options, void** values) {
     NEEDS_CONTEXT
     if (*(const uint32_t*)image != 0xba55ed50) return 200;
@@ -243,13 +253,41 @@ R cuTensorMapEncodeTiled(uint64_t* map, int type, unsigned rank, void* at, const
 #endif
 R cuLaunchKernel(const char* f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                  void* s, void** params, void** extra) {
-    (void)s, (void)extra, (void)shared;
+    (void)extra, (void)shared;
     NEEDS_CONTEXT
     if (!x || !y || !z || y > 65535 || z > 65535 || bx * by * bz > 1024) return INVALID_VALUE;
     Work w = {KERNEL, 0, 0, 0, "", {0}};
     snprintf(w.name, sizeof w.name, "%s", f);
     if (params) memcpy(w.args, params[0], arguments(f));
     live.launches++;
-    push(w);
+    push(s, w);
     return OK;
 }
+
+// --- graphs ----------------------------------------------------------------------------------------------------------
+R cuStreamBeginCapture_v2(void* s, int mode) {
+    NEEDS_CONTEXT
+    if (capturing || mode != 1) return INVALID_VALUE;
+    capturing = s, captured = calloc(1, sizeof *captured), live.graphs++;
+    return OK;
+}
+R cuStreamEndCapture(void* s, Graph** g) {
+    NEEDS_CONTEXT
+    if (s != capturing) return INVALID_VALUE;
+    *g = captured, capturing = NULL;
+    return OK;
+}
+R cuGraphInstantiateWithFlags(Graph** e, const Graph* g, unsigned long long flags) {
+    NEEDS_CONTEXT
+    *e = malloc(sizeof **e), **e = *g, live.graphs++;
+    (*e)->work = malloc(g->count * sizeof *g->work);
+    memcpy((*e)->work, g->work, g->count * sizeof *g->work);
+    return flags ? INVALID_VALUE : OK;
+}
+R cuGraphLaunch(Graph* e, void* s) {
+    NEEDS_CONTEXT
+    for (size_t i = 0; i < e->count; i++) push(s, e->work[i]);
+    return OK;
+}
+R cuGraphDestroy(Graph* g) { free(g->work), free(g), live.graphs--; return OK; }
+R cuGraphExecDestroy(Graph* e) { if (done != queued) return INVALID_VALUE; return cuGraphDestroy(e); }

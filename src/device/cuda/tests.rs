@@ -3,9 +3,10 @@
 //! the search path. What a GPU alone can show is not shown here.
 
 use std::ffi::CStr;
-use std::process::Command;
+use std::process;
 
 use super::*;
+use crate::device::driver::Args;
 use crate::device::fatbin::{self, Image};
 use crate::device::library::Library;
 
@@ -18,7 +19,7 @@ mod fake_gpu;
 fn play(scenario: &str, settings: &[(&str, &str)]) {
     let old: &[&str] = if settings.contains(&("OLD_DRIVER", "1")) { &["-DOLD_DRIVER"] } else { &[] };
     let Some(folder) = fake_gpu::folder(old) else { return };
-    let output = Command::new(std::env::current_exe().unwrap())
+    let output = process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "device::cuda::tests::scenario_of_a_child", "--nocapture"])
         .env("LD_LIBRARY_PATH", folder)
         .env("WARPSMITH_TEST_SCENARIO", scenario)
@@ -39,6 +40,7 @@ fn scenario_of_a_child() {
         "kernels" => kernels(),
         "fault" => fault(),
         "memory" => out_of_memory(),
+        "graph" => graph(),
         "contexts" => contexts(),
         "maps" => maps(),
         "jit" => jit(),
@@ -155,6 +157,72 @@ fn work() {
     assert_eq!(live(c"contexts"), 1, "an event keeps its context");
     drop(after);
     for what in [c"contexts", c"streams", c"events", c"pools", c"pinned", c"modules"] {
+        assert_eq!(live(what), 0, "{what:?}");
+    }
+}
+
+#[test]
+fn recorded_work_is_a_graph_that_is_launched_as_one() {
+    play("graph", &[]);
+}
+
+fn graph() {
+    let cuda = device();
+    let at = cuda.alloc(1000).unwrap();
+    let add_one = |n: u64| Command::Launch {
+        kernel: &ADD_ONE,
+        grid: ONE,
+        args: Args::copy_of(bytemuck::cast_slice(&[at, n])),
+        buffers: Box::default(),
+        context: Default::default(),
+    };
+    let commands = vec![
+        Command::Fill { to: at, value: 5, bytes: 100 },
+        add_one(900),
+        Command::Copy { to: at + 500, from: at, bytes: 50 },
+        add_one(20),
+    ];
+    cuda.fill(at, 1, 1000).unwrap();
+    // SAFETY: the memory lives until the end.
+    let executable = unsafe { cuda.instantiate(commands) }.unwrap();
+    let mut back = [0; 1000];
+    cuda.download(&mut back, at).unwrap();
+    assert_eq!(back, [1; 1000], "nothing runs while it is recorded");
+    assert_eq!((live(c"graphs"), live(c"streams")), (1, 1), "only what is launched is kept");
+    for _ in 0..3 {
+        cuda.replay(&executable).unwrap();
+        launch(&cuda, &ADD_ONE, ONE, [at, 1]).unwrap();
+    }
+    cuda.download(&mut back, at).unwrap();
+    assert_eq!((back[0], back[19], back[20], back[499], back[500], back[950]), (8, 7, 6, 4, 6, 1));
+
+    // What fails while it is captured leaves no stream and no capture behind.
+    let absent = Command::Launch {
+        kernel: &ABSENT,
+        grid: ONE,
+        args: Args::copy_of(&[0; 16]),
+        buffers: Box::default(),
+        context: Default::default(),
+    };
+    // SAFETY: refused.
+    assert!(unsafe { cuda.instantiate(vec![absent]) }.is_err());
+    let too_wide = Command::Launch {
+        kernel: &ADD_ONE,
+        grid: Grid { blocks: [1, 70_000, 1], shared: 0 },
+        args: Args::copy_of(&[0; 16]),
+        buffers: Box::default(),
+        context: Default::default(),
+    };
+    // SAFETY: refused.
+    assert!(unsafe { cuda.instantiate(vec![too_wide]) }.is_err());
+    assert_eq!((live(c"graphs"), live(c"streams")), (1, 1));
+    let stranger = cuda.replay(&Executable(Box::new(3))).unwrap_err();
+    assert_eq!(stranger.kind(), ErrorKind::Internal);
+    cuda.synchronize().unwrap();
+    drop(executable);
+    cuda.free(at, 1000);
+    drop(cuda);
+    for what in [c"contexts", c"streams", c"graphs"] {
         assert_eq!(live(what), 0, "{what:?}");
     }
 }
