@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod checkpoint;
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::tensor::{BackwardCx, Edge, Leaf, Meta, ViewKind, accumulate, copy_int
 use crate::{Error, ErrorKind, Result, Tensor};
 
 pub use check::{GradCheck, gradcheck};
+pub use checkpoint::checkpoint;
 
 /// The gradients of the free leaves that a backward pass reached.
 #[derive(Debug, Default)]
@@ -158,11 +160,12 @@ impl<'a> Engine<'a> {
             self.params = arena.params()?;
             self.reached = vec![false; self.params.len()];
         }
-        no_grad(|| self.walk(loss, seed, ready))
+        no_grad(|| self.walk(&[(loss, seed)], ready))
     }
 
-    fn walk(&mut self, loss: &Tensor, seed: Tensor, ready: &mut Ready<'_>) -> Result<Grads> {
-        let (mut uses, leaves) = self.count_uses(loss.edge())?;
+    /// Goes back from tensors with their gradients.
+    fn walk(&mut self, from: &[(&Tensor, Tensor)], ready: &mut Ready<'_>) -> Result<Grads> {
+        let (mut uses, leaves) = self.count_uses(from.iter().map(|(t, _)| t.edge()))?;
         let mut queue = BinaryHeap::new();
         let mut queued = HashSet::new();
         let mut enqueue = |queue: &mut BinaryHeap<Queued>, edge: &Edge| {
@@ -186,10 +189,10 @@ impl<'a> Engine<'a> {
                 }
             }
         };
-        self.give(loss.edge(), &loss.meta(), seed)?;
-        enqueue(&mut queue, loss.edge());
-        if let Edge::Leaf(_) = loss.edge() {
-            finished(loss.edge(), &self.reached);
+        for (tensor, seed) in from {
+            self.give(tensor.edge(), &tensor.meta(), seed.clone())?;
+            enqueue(&mut queue, tensor.edge());
+            finished(tensor.edge(), &self.reached);
         }
         while let Some(Queued(node)) = queue.pop() {
             let dys: Vec<Option<Tensor>> =
@@ -207,11 +210,13 @@ impl<'a> Engine<'a> {
     }
 
     fn visit(&mut self, node: &Node, dys: &[Option<Tensor>]) -> Result<()> {
-        let mut cx = BackwardCx { node, deliver: self };
         match (&node.function, dys) {
-            (Function::Op(op), _) => op.backward(&mut cx, dys),
-            (Function::View(kind), [Some(dy)]) => view_backward(&mut cx, kind, dy),
+            (Function::Op(op), _) => op.backward(&mut BackwardCx { node, deliver: self }, dys),
+            (Function::View(kind), [Some(dy)]) => {
+                view_backward(&mut BackwardCx { node, deliver: self }, kind, dy)
+            }
             (Function::View(_), _) => Err(Error::internal("a view has one output")),
+            (Function::Recompute { inputs, f }, _) => self.recompute(node, *inputs, &**f, dys),
         }
     }
 
@@ -222,7 +227,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The number of uses of each of the arena's parameters, and all leaves without a place in it.
-    fn count_uses(&self, from: &Edge) -> Result<Uses> {
+    fn count_uses<'e>(&self, from: impl Iterator<Item = &'e Edge>) -> Result<Uses> {
         let (mut uses, mut free) = (HashMap::new(), HashMap::new());
         let mut seen = HashSet::new();
         let mut stack: Vec<Arc<Node>> = Vec::new();
@@ -249,7 +254,9 @@ impl<'a> Engine<'a> {
             }
             Ok(())
         };
-        meet(from, &mut stack)?;
+        for edge in from {
+            meet(edge, &mut stack)?;
+        }
         while let Some(node) = stack.pop() {
             for edge in &node.edges {
                 meet(edge, &mut stack)?;

@@ -12,6 +12,7 @@ mod init;
 mod layers;
 mod norm;
 mod pool;
+mod recompute;
 mod recurrent;
 
 use crate::param::StepBlock;
@@ -35,18 +36,19 @@ pub struct Cx {
     step: Option<Tensor>,
     sites: u32,
     first_sample: u64,
+    recompute: bool,
 }
 
 impl Cx {
     /// Evaluation: dropout does nothing.
     pub fn eval() -> Cx {
-        Cx { train: false, seed: 0, step: None, sites: 0, first_sample: 0 }
+        Cx { train: false, seed: 0, step: None, sites: 0, first_sample: 0, recompute: false }
     }
 
     /// One training pass. Random choices follow from `seed`, the step number in `block`, the call site and the element's
     /// place in the whole batch.
     pub fn train(block: &StepBlock, seed: u64) -> Result<Cx> {
-        Ok(Cx { train: true, seed, step: Some(block.step()?), sites: 0, first_sample: 0 })
+        Ok(Cx { train: true, seed, step: Some(block.step()?), sites: 0, first_sample: 0, recompute: false })
     }
 
     /// For a part of a batch: the number of its first sample within the whole. With it, splitting a batch over ranks or

@@ -80,7 +80,12 @@ pub(crate) enum Function {
     Op(Box<dyn Backward>),
     /// Through the inverse of a view.
     View(ViewKind),
+    /// Through what this gives when run again on the first `inputs` inputs; the others are the parameters that it uses.
+    Recompute { inputs: usize, f: Arc<Recompute> },
 }
+
+/// A part of a forward pass that can be run again.
+pub(crate) type Recompute = dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync;
 
 /// The type-erased backward of an op; implemented for every `Op` in `ops`.
 pub(crate) trait Backward: Send + Sync {
@@ -199,6 +204,11 @@ pub fn grad_enabled() -> bool {
 /// Runs `f` with recording off on this thread: nothing it computes carries gradients.
 pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
     with_flag(&GRAD, false, f)
+}
+
+/// Runs `f` with recording on, within [`no_grad`] too.
+pub(crate) fn enable_grad<R>(f: impl FnOnce() -> R) -> R {
+    with_flag(&GRAD, true, f)
 }
 
 /// Runs `f` with every op on this thread checking its outputs: the first that makes a NaN or an infinity is an error of
