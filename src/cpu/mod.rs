@@ -1,6 +1,7 @@
 //! The CPU back end: memory, threads, loops and products. Knows slices, strides and numbers; no tensor, no op, no GPU.
 
 pub mod activation;
+pub mod attention;
 pub mod conv;
 pub mod copy;
 pub mod elementwise;

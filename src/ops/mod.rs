@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attention;
 mod batch_norm;
 mod binary;
 pub mod cases;
@@ -43,6 +44,10 @@ use crate::device::Stream;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{Error, Result};
 
+pub use attention::{
+    Attention, AttentionBackward, PackedAttention, PackedAttentionBackward, Sdpa, SegmentedAttention,
+    SegmentedAttentionBackward,
+};
 pub use batch_norm::{BatchNorm, BatchNormBackward, BatchNormEval, RunningStats, update_running_stats};
 pub use binary::*;
 pub use cases::{Arg, Case, Cases, Tolerance, Values};
@@ -150,6 +155,7 @@ pub trait Visitor {
 
 /// Calls `visitor` for every op of the crate.
 pub fn visit_all(visitor: &mut impl Visitor) {
+    attention::visit(visitor);
     binary::visit(visitor);
     conv::visit(visitor);
     copy::visit(visitor);

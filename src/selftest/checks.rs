@@ -55,8 +55,9 @@ pub fn lay_out(
 }
 
 pub fn keep_last(case: &AnyCase) -> Vec<bool> {
-    // Probabilities sum to 1 along the last dimension only as long as it is not repeated.
-    case.inputs.iter().map(|a| a.values == Values::Distribution).collect()
+    // Probabilities sum to 1, and given values are what they are, only as long as they are not repeated.
+    let kept = |values: &Values| matches!(values, Values::Distribution | Values::Exactly(_));
+    case.inputs.iter().map(|a| kept(&a.values)).collect()
 }
 
 /// A number that no case produces, in every type.

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attention;
 pub mod batch_norm;
 pub mod binary;
 pub mod conv;
@@ -91,6 +92,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         recurrent::expected,
         unary::expected,
         binary::expected,
+        attention::expected,
     ];
     families.iter().find_map(|f| f(op, inputs))
 }
@@ -99,6 +101,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
 /// and no other, infinities follow IEEE 754 through the definition that the reference computes.
 pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
     let families = [
+        attention::specials,
         batch_norm::specials,
         conv::specials,
         copy::specials,
