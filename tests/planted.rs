@@ -304,6 +304,15 @@ const FAULTS: &[Fault] = &[
         keep: "",
         cases: "lstm",
     },
+    // A sine of the wrong sign.
+    Fault {
+        file: "rotary.cu",
+        from: "a * cosine[l] - b * sine[l]",
+        to: "a * cosine[l] + b * sine[l]",
+        kernel: "rotary.rotary",
+        keep: "",
+        cases: "rotary_embedding",
+    },
 ];
 
 /// The library with the fault in it. Of other kernels it has one instance each, to be quick: what it lacks stays ours.

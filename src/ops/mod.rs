@@ -29,6 +29,7 @@ mod norm;
 mod pool;
 mod recurrent;
 mod reduce;
+mod rotary;
 mod run;
 mod scan;
 mod select;
@@ -73,6 +74,7 @@ pub use pool::{
 };
 pub use recurrent::*;
 pub use reduce::*;
+pub use rotary::{Rotary, RotaryTable};
 pub use run::{run, run_into, run1};
 pub use scan::CumSum;
 pub use select::Where;
@@ -173,6 +175,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     loss::visit(visitor);
     recurrent::visit(visitor);
     reduce::visit(visitor);
+    rotary::visit(visitor);
     extremum::visit(visitor);
     moments::visit(visitor);
     scan::visit(visitor);

@@ -19,6 +19,7 @@ pub mod norm;
 pub mod pool;
 pub mod recurrent;
 pub mod reduce;
+pub mod rotary;
 pub mod round;
 pub mod softmax;
 pub mod sort;
@@ -82,6 +83,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         copy::expected,
         index::expected,
         reduce::expected,
+        rotary::expected,
         softmax::expected,
         sort::expected,
         loss::expected,
@@ -107,6 +109,7 @@ pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
         copy::specials,
         index::specials,
         reduce::specials,
+        rotary::specials,
         softmax::specials,
         sort::specials,
         loss::specials,
