@@ -19,6 +19,7 @@ mod report;
 mod resume;
 mod selftest;
 mod settings;
+mod tokenize;
 mod train;
 mod tune;
 
@@ -80,6 +81,7 @@ struct How {
 enum Command {
     Train(Box<train::TrainArgs>),
     Tune(tune::TuneArgs),
+    Tokenize(tokenize::TokenizeArgs),
     Eval(answer::EvalArgs),
     Predict(answer::PredictArgs),
     Report(report::ReportArgs),
@@ -117,6 +119,7 @@ pub fn main(start: Instant) -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => train::run(*args, start),
         Command::Tune(args) => tune::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => answer::eval(args),
         Command::Predict(args) => answer::predict(args),
         Command::Report(args) => report::run(args),

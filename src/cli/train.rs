@@ -65,7 +65,7 @@ pub(super) fn run(args: TrainArgs, start: Instant) -> Result<()> {
     let settings = Settings::layered(args.settings, args.config.as_deref())?;
     let log = Log { quiet: settings.quiet };
     let device = super::open_device(settings.device.as_deref(), &log)?;
-    let stop = interrupt::flag_on_interrupt(log)?;
+    let stop = interrupt::flag_on_interrupt(log, interrupt::SAVING)?;
     super::with_threads(settings.threads, || {
         let run = match &settings.resume {
             None => fresh(&settings, device, log)?,

@@ -124,7 +124,7 @@ pub(super) fn run(args: TuneArgs) -> Result<()> {
     let source = settings.data.as_deref().map_or(Ok(Source::Digits), Source::parse)?;
     let default = || Path::new("runs").join(format!("{}-tune", source.stem()));
     let out = args.out.clone().or(settings.out.clone()).unwrap_or_else(default);
-    let stop = interrupt::flag_on_interrupt(log)?;
+    let stop = interrupt::flag_on_interrupt(log, interrupt::SAVING)?;
 
     let (data, own_test) = build(&settings, &source, log)?;
     if data.validation.rows() == 0 {

@@ -25,6 +25,7 @@ mod store;
 mod table;
 mod target;
 mod task;
+pub mod text;
 
 pub use augment::Augment;
 pub use balance::{ClassWeights, Sampler};

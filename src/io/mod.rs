@@ -1,9 +1,8 @@
-//! Files: safetensors and npy, plain-file replacement, and (feature `train`) npz, IDX and whole model folders.
+//! Files: safetensors and npy, plain-file replacement, and (feature `train`) npz, IDX, mapped files and whole model folders.
 //!
 //! Everything here deals in [`HostTensor`]: bytes in host memory with an element type and a shape. Nothing here knows
 //! devices or autograd. Readers are strict on purpose: where two readers could disagree about a file, it is an error.
 //! All formats are little-endian, and so are the machines this crate runs on.
-#![forbid(unsafe_code)]
 
 mod atomic;
 #[cfg(feature = "train")]
@@ -11,6 +10,8 @@ pub mod folder;
 #[cfg(feature = "train")]
 pub mod idx;
 mod json;
+#[cfg(feature = "train")]
+pub mod mmap;
 pub mod npy;
 #[cfg(feature = "train")]
 pub mod npz;
