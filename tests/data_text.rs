@@ -116,8 +116,9 @@ fn gpt2_gives_the_ids_of_gpt2() {
 #[test]
 fn gpt2_takes_endless_runs() {
     let tokenizer = gpt2();
-    for c in [" ", "\n", "a", "7", "-", "\u{3000}", "é"] {
-        for text in [format!("x{}y", c.repeat(2_000_000)), c.repeat(2_000_000)] {
+    for c in [" ", "a", "7", "-"] {
+        for end in ["y", ""] {
+            let text = format!("x{}{end}", c.repeat(1_100_000));
             let ids = tokenizer.encode(&text).unwrap();
             assert!(tokenizer.decode(&ids).unwrap() == text.as_bytes(), "{c:?}");
         }
