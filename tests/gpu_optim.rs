@@ -1,17 +1,12 @@
 //! Optimisers on a GPU (the simulated one, or that which WARPSMITH_TEST_DEVICE names) against the CPU's: the same bits, since both do the same IEEE operations in the
-//! same order. Groups, a frozen parameter, clipping, a loss scale; and the form of the update with master weights.
-
-use std::ops::RangeInclusive;
+//! same order. Groups, a frozen parameter, clipping, a loss scale; master weights, states in fewer bits, rounding by chance, and steps
+//! that are skipped.
 
 use warpsmith::autograd::BackwardOptions;
-use warpsmith::device::Stream;
-use warpsmith::device::kernels::optim::{UpdateMaster, UpdateMasterF};
 use warpsmith::device::sim::{Order, SimOptions};
-use warpsmith::ops::{Cases, Op, Plan, Tolerance, run_into};
-use warpsmith::optim::{Adam, AdamW, Clip, Optimizer, RmsProp, Rule, Sgd, Update, global_norm};
-use warpsmith::param::{ALIGN, StepBlock};
-use warpsmith::tensor::{Meta, Mode, Out, View};
-use warpsmith::{Arena, DType, Device, Error, Result, Shape, Tensor};
+use warpsmith::optim::{Adam, AdamW, Clip, Optimizer, RmsProp, Rule, Sgd, global_norm};
+use warpsmith::param::{LossScale, Precision, Rounding, StateDType, StepBlock};
+use warpsmith::{Arena, DType, Device, Result, Tensor};
 
 fn device() -> Device {
     std::env::var("WARPSMITH_TEST_DEVICE").unwrap_or("sim".into()).parse().unwrap()
@@ -25,8 +20,8 @@ fn noise(n: usize, salt: u64) -> Vec<f64> {
 /// Name, elements and salt of each parameter: more than one block of the norm, ends within blocks, groups 0 to 3.
 const PARAMS: [(&str, usize); 5] = [("w", 2801), ("b", 33), ("frozen", 300), ("large", 17_000), ("c", 1)];
 
-fn arena(dtype: DType, device: Device) -> Result<Arena> {
-    let arena = Arena::new(dtype, device)?;
+fn arena(precision: Precision, device: Device) -> Result<Arena> {
+    let arena = Arena::with_precision(precision, device)?;
     for (k, (name, n)) in PARAMS.into_iter().enumerate() {
         let param = arena.register(name, n, &noise(n, k as u64))?;
         param.set_group(k % 4)?;
@@ -56,17 +51,19 @@ fn deliver(arena: &Arena, step: u64) -> Result<()> {
 fn trained<R: Rule>(
     rule: R,
     clip: Clip,
-    dtype: DType,
+    precision: Precision,
     device: Device,
     steps: u64,
 ) -> Result<Vec<(String, Vec<f64>)>> {
-    let arena = arena(dtype, device)?;
+    let arena = arena(precision, device)?;
     let mut optimizer = Optimizer::new(&arena, rule, 0.05)?.with_clip(clip)?;
     for group in 0..4 {
         optimizer.set_weight_decay(group, 0.01 * group as f64)?;
         arena.step_block().set(StepBlock::LR + group, 0.05 / (1 + group) as f64)?;
     }
-    arena.step_block().set(StepBlock::LOSS_SCALE, 3.0)?;
+    if !precision.scales_loss() {
+        arena.step_block().set(StepBlock::LOSS_SCALE, 3.0)?;
+    }
     let mut norms = Vec::new();
     for step in 0..steps {
         deliver(&arena, step)?;
@@ -97,13 +94,18 @@ fn same_bits(what: &str, got: &[(String, Vec<f64>)], want: &[(String, Vec<f64>)]
 #[track_caller]
 fn check<R: Rule>(rule: R, clip: Clip) {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let want = trained(rule, clip, dtype, Device::Cpu, 20).unwrap();
-        let start = arena(dtype, Device::Cpu).unwrap().values().unwrap().to_f64_vec().unwrap();
-        let moved = start.iter().zip(&want[1].1).filter(|(a, b)| a != b).count();
-        assert!(moved > 2_000, "only {moved} values moved");
-        let got = trained(rule, clip, dtype, device(), 20).unwrap();
-        same_bits(&format!("{rule:?} {clip:?} {dtype}"), &got, &want);
+        check_with(rule, clip, Precision::of(dtype), 20);
     }
+}
+
+#[track_caller]
+fn check_with<R: Rule>(rule: R, clip: Clip, precision: Precision, steps: u64) {
+    let want = trained(rule, clip, precision, Device::Cpu, steps).unwrap();
+    let start = arena(precision, Device::Cpu).unwrap().values().unwrap().to_f64_vec().unwrap();
+    let moved = start.iter().zip(&want[1].1).filter(|(a, b)| a != b).count();
+    assert!(moved > 2_000, "only {moved} values moved");
+    let got = trained(rule, clip, precision, device(), steps).unwrap();
+    same_bits(&format!("{rule:?} {clip:?} {precision:?}"), &got, &want);
 }
 
 #[test]
@@ -128,114 +130,52 @@ fn adam_gives_the_bits_of_the_cpu() {
     check(AdamW::default(), Clip::Value(0.3));
 }
 
+/// Every form in which weights, gradients and state are kept. f16 covers rounding below its least normal number: noise that is
+/// scaled down.
+#[test]
+fn every_form_of_weights_gradients_and_state_gives_the_bits_of_the_cpu() {
+    let by_chance = Rounding::Stochastic { seed: 0x1234_5678_9ABC };
+    let momentum = RmsProp { momentum: 0.5, ..RmsProp::default() };
+    for preset in [Precision::of(DType::BF16), Precision::of(DType::F16)] {
+        check_with(AdamW::default(), Clip::Norm(5.0), preset.with_f32_grads(), 3);
+        check_with(Adam::default(), Clip::None, preset.without_master().with_rounding(by_chance), 3);
+        check_with(Sgd::default(), Clip::None, preset.without_master().with_rounding(Rounding::Nearest), 3);
+        check_with(AdamW::default(), Clip::None, preset.with_states(StateDType::BF16), 3);
+        check_with(momentum, Clip::None, preset.with_states(StateDType::Int8).with_f32_grads(), 3);
+    }
+    let bytes = Precision::f32().with_states(StateDType::Int8);
+    check_with(AdamW::default(), Clip::Norm(5.0), bytes, 4);
+    check_with(Adam::default(), Clip::None, bytes.with_rounding(Rounding::Nearest), 4);
+    let halves = Precision::f32().with_states(StateDType::BF16).with_rounding(Rounding::Nearest);
+    check_with(Sgd { momentum: 0.9, ..Sgd::default() }, Clip::None, halves, 3);
+}
+
+/// A scale that overflows at first, then fits, then grows: the same skips, scale and values on both.
+#[test]
+fn skipped_steps_and_the_loss_scale_are_those_of_the_cpu() {
+    let scale = LossScale::Dynamic { initial: 262_144.0, growth: 2.0, backoff: 0.25, interval: 2 };
+    let precision = Precision::f16().with_loss_scale(scale);
+    let want = trained(Adam::default(), Clip::None, precision, Device::Cpu, 6).unwrap();
+    let floats = &want.iter().find(|(name, _)| name == "floats").unwrap().1;
+    // 262,144 and 65,536 are beyond f16; 16,384 lasts two steps, 32,768 two more.
+    assert_eq!(floats[StepBlock::SKIPPED], 2.0);
+    assert_eq!(floats[StepBlock::LOSS_SCALE], 65_536.0);
+    assert_eq!(want.last().unwrap().1, [4.0]);
+    same_bits("f16", &trained(Adam::default(), Clip::None, precision, device(), 6).unwrap(), &want);
+}
+
 /// The checked build of the kernels, under several schedules: no races, no strays, the same bits.
 #[test]
 fn updates_are_free_of_races_under_every_schedule() {
     let rule = RmsProp { momentum: 0.5, centered: true, ..RmsProp::default() };
-    let want = trained(rule, Clip::Norm(5.0), DType::F32, Device::Cpu, 2).unwrap();
+    let bytes = Precision::f16().with_states(StateDType::Int8);
+    let whole = trained(rule, Clip::Norm(5.0), Precision::f32(), Device::Cpu, 2).unwrap();
+    let narrow = trained(AdamW::default(), Clip::Norm(5.0), bytes, Device::Cpu, 2).unwrap();
     for order in [Order::Forward, Order::Reverse, Order::Random, Order::Pct] {
         let device = Device::sim_with(SimOptions { order, checked: true, seed: 9, ..SimOptions::default() });
-        let got = trained(rule, Clip::Norm(5.0), DType::F32, device, 2).unwrap();
-        same_bits(&format!("{order:?}"), &got, &want);
+        let got = trained(rule, Clip::Norm(5.0), Precision::f32(), device, 2).unwrap();
+        same_bits(&format!("{order:?}"), &got, &whole);
+        let got = trained(AdamW::default(), Clip::Norm(5.0), bytes, device, 2).unwrap();
+        same_bits(&format!("bytes, {order:?}"), &got, &narrow);
     }
-}
-
-/// SGD with momentum over master weights, with the gradients zeroed: the launch that a trainer with 16-bit weights makes.
-/// Inputs: the step block's floats and step, the table. In place: gradients, weights, master weights, momenta.
-#[derive(Clone, Copy, Debug)]
-struct MasterStep;
-
-impl Op for MasterStep {
-    const NAME: &'static str = "master_step";
-    const INPUTS: RangeInclusive<usize> = 3..=3;
-    const ACCUMULATES: bool = true;
-
-    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        let n = inputs[2].shape.numel() * ALIGN;
-        let half = inputs[2].with_dtype(DType::BF16).with_shape(Shape::new(&[n])?);
-        let full = half.with_dtype(DType::F32);
-        Ok(Plan { outputs: vec![half, half, full, full], scratch: 0 })
-    }
-
-    fn cpu(&self, _: &[View<'_>], _: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        Err(Error::unsupported(Self::NAME, "this is about GPUs"))
-    }
-
-    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        let [floats, step, table] = [0, 1, 2].map(|k: usize| inputs[k].src());
-        let n = outputs[0].shape().numel() as u64;
-        let [grads, values, master, s0] = outputs else { panic!("four outputs") };
-        let (grads, values) = (grads.dst(), values.dst());
-        let (master, s0, s1, s2) = (Some(master.dst()), Some(s0.dst()), None, None);
-        let (f, zero, limit, flag) = (UpdateMasterF::Sgd, 1, f32::INFINITY, 0);
-        let (a, b, c, d) = (0.9, 1.0, 0.0, 0.0);
-        UpdateMaster {
-            f,
-            grads,
-            values,
-            master,
-            s0,
-            s1,
-            s2,
-            floats,
-            step,
-            table,
-            n,
-            zero,
-            limit,
-            a,
-            b,
-            c,
-            d,
-            flag,
-        }
-        .launch(s)
-    }
-
-    fn cases() -> Cases<Self> {
-        Cases { dtypes: &[], tolerance: Tolerance::Exact, list: Vec::new() }
-    }
-}
-
-#[test]
-fn master_weights_are_updated_rounded_and_gradients_zeroed_in_one_launch() {
-    let n = 3 * ALIGN;
-    let host = |salt| Tensor::from_slice(&noise(n, salt), n, Device::Cpu).unwrap();
-    let (start, mut floats) = (host(1).to_dtype(DType::F32).unwrap(), vec![0.0; 2 * 16 + 5]);
-    floats[StepBlock::LR] = 0.1;
-    floats[StepBlock::WEIGHT_DECAY] = 0.01;
-    floats[StepBlock::CLIP..].fill(1.0);
-    // The block in the middle is frozen.
-    let table = [0u8, 255, 0];
-    let on = |device: Device| {
-        let floats = Tensor::from_slice(&floats, floats.len(), device).unwrap();
-        (floats, Tensor::from_slice(&table, 3, device).unwrap())
-    };
-    let device = device();
-    let (weights, grads) = (start.to_dtype(DType::BF16).unwrap(), host(2).to_dtype(DType::BF16).unwrap());
-    let (want, want_sum) = (start.contiguous().unwrap(), Tensor::zeros(n, DType::F32, Device::Cpu).unwrap());
-    let want = Tensor::from_slice(&want.to_vec::<f32>().unwrap(), n, Device::Cpu).unwrap();
-    let [gpu_weights, master] = [&weights, &start].map(|t| t.to_device(device).unwrap());
-    let sum = Tensor::zeros(n, DType::F32, device).unwrap();
-    for step in 1..=3i64 {
-        let gpu_grads = grads.to_device(device).unwrap();
-        let count = |device| Tensor::scalar(step, device).unwrap();
-        let (floats, table) = on(device);
-        let outs = [&gpu_grads, &gpu_weights, &master, &sum].map(|t| (t, Mode::Update));
-        run_into(MasterStep, &[&floats, &count(device), &table], &outs).unwrap();
-        let (floats, table) = on(Device::Cpu);
-        let op = Update { rule: Sgd { momentum: 0.9, ..Sgd::default() }, clip_value: f64::INFINITY };
-        let grads32 = grads.to_dtype(DType::F32).unwrap();
-        let outs = [(&want, Mode::Update), (&want_sum, Mode::Update)];
-        run_into(op, &[&grads32, &floats, &count(Device::Cpu), &table], &outs).unwrap();
-        let left = gpu_grads.to_f64_vec().unwrap();
-        let kept = grads.to_f64_vec().unwrap();
-        let frozen = ALIGN..2 * ALIGN;
-        assert!((0..n).all(|i| left[i] == if frozen.contains(&i) { kept[i] } else { 0.0 }));
-    }
-    assert_eq!(master.to_vec::<f32>().unwrap(), want.to_vec::<f32>().unwrap());
-    assert_eq!(sum.to_vec::<f32>().unwrap(), want_sum.to_vec::<f32>().unwrap());
-    let rounded = want.to_dtype(DType::BF16).unwrap();
-    assert_eq!(gpu_weights.to_f64_vec().unwrap(), rounded.to_f64_vec().unwrap());
-    assert_ne!(gpu_weights.to_f64_vec().unwrap(), weights.to_f64_vec().unwrap());
 }

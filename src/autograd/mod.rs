@@ -14,10 +14,10 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::ops::SumTo;
-use crate::param::{Arena, Param};
+use crate::param::{Arena, Param, StepBlock};
 use crate::tensor::node::{Deliver, Function, Node};
 use crate::tensor::{BackwardCx, Edge, Leaf, Meta, ViewKind, accumulate, copy_into, fill_zero, no_grad};
-use crate::{Error, ErrorKind, Result, Tensor};
+use crate::{DType, Error, ErrorKind, Result, Tensor};
 
 pub use check::{GradCheck, gradcheck};
 pub use checkpoint::checkpoint;
@@ -44,7 +44,7 @@ pub struct BackwardOptions<'a> {
     /// Called once for each parameter (by number) that is not frozen: when its last contribution of this pass has landed,
     /// or at the end for one that is allowed to be unused.
     pub ready: Option<&'a mut dyn FnMut(usize)>,
-    /// The gradient to start from, of the loss's shape; ones for a loss of one element if absent.
+    /// The gradient to start from, of the loss's shape; ones for a loss of one element if absent. Times the loss scale.
     pub seed: Option<Tensor>,
 }
 
@@ -61,6 +61,10 @@ pub fn backward_from(output: &Tensor, seed: &Tensor) -> Result<Grads> {
 impl Arena {
     /// Computes the gradients of `loss`, a tensor of one element: the parameters' into this arena, those of free leaves
     /// into the result. Adds to gradients that are there (see [`Arena::zero_grad`]).
+    ///
+    /// If the arena's [`Precision`](crate::param::Precision) scales the loss, backward starts from the scale, read on the
+    /// device, and all gradients carry it; the optimiser's update divides by it. A loss in f16 cannot start from more than
+    /// 65,504 (a greater scale counts as an overflow, and halves); cast logits to f32 before the loss.
     ///
     /// An error of kind `MissingGradient` names every parameter that is neither frozen nor reached from the loss. After an
     /// error some gradients may have landed: call [`Arena::zero_grad`] before trying again.
@@ -139,6 +143,8 @@ struct Engine<'a> {
     reached: Vec<bool>,
     /// Gradients of nodes' outputs and of free leaves.
     slots: HashMap<(u64, usize), Slot>,
+    /// Contributions to gradients of parameters that are kept in another type than they are computed in, by parameter.
+    narrow: HashMap<usize, Tensor>,
 }
 
 /// Uses of each of the arena's parameters, by leaf, and the leaves that have no place in it.
@@ -151,7 +157,13 @@ fn leaf_key(leaf: &Leaf) -> (u64, usize) {
 
 impl<'a> Engine<'a> {
     fn new(arena: Option<&'a Arena>) -> Engine<'a> {
-        Engine { arena, params: Vec::new(), reached: Vec::new(), slots: HashMap::new() }
+        Engine {
+            arena,
+            params: Vec::new(),
+            reached: Vec::new(),
+            slots: HashMap::new(),
+            narrow: HashMap::new(),
+        }
     }
 
     fn run(&mut self, loss: &Tensor, seed: Option<Tensor>, ready: &mut Ready<'_>) -> Result<Grads> {
@@ -160,7 +172,10 @@ impl<'a> Engine<'a> {
             self.params = arena.params()?;
             self.reached = vec![false; self.params.len()];
         }
-        no_grad(|| self.walk(&[(loss, seed)], ready))
+        no_grad(|| {
+            let seed = self.arena.map_or(Ok(seed.clone()), |arena| scaled(arena, seed))?;
+            self.walk(&[(loss, seed)], ready)
+        })
     }
 
     /// Goes back from tensors with their gradients.
@@ -294,6 +309,19 @@ fn seed_of(loss: &Tensor, seed: Option<Tensor>) -> Result<Tensor> {
     }
 }
 
+/// `seed` times the loss scale of `arena`, if it has one.
+fn scaled(arena: &Arena, seed: Tensor) -> Result<Tensor> {
+    if !arena.precision().scales_loss() {
+        return Ok(seed);
+    }
+    let scale = arena.step_block().floats().select(0, StepBlock::LOSS_SCALE)?;
+    if seed.dtype() == DType::F64 {
+        return seed.mul(&scale);
+    }
+    // In f32, so that a scale beyond f16 meets a small seed in full.
+    seed.to_dtype(DType::F32)?.mul(&scale.to_dtype(DType::F32)?)?.to_dtype(seed.dtype())
+}
+
 fn key(edge: &Edge) -> Result<(u64, usize)> {
     match edge {
         Edge::Node(node, output) => Ok((node.seq, *output)),
@@ -305,12 +333,7 @@ fn key(edge: &Edge) -> Result<(u64, usize)> {
 impl Deliver for Engine<'_> {
     fn give(&mut self, edge: &Edge, meta: &Meta, gradient: Tensor) -> Result<()> {
         if let Some(param) = self.param(edge) {
-            let slot = param.grad_slot()?;
-            if param.has_grad() {
-                accumulate(&slot, &gradient)?;
-            } else {
-                copy_into(&slot, &gradient)?;
-            }
+            add_to(param, &gradient)?;
             return self.landed(edge);
         }
         let key = key(edge)?;
@@ -333,7 +356,14 @@ impl Deliver for Engine<'_> {
 
     fn destination(&mut self, edge: &Edge, meta: &Meta) -> Result<(Tensor, bool)> {
         if let Some(param) = self.param(edge) {
-            return Ok((param.grad_slot()?, param.has_grad()));
+            let (id, slot) = (param.id(), param.grad_slot()?);
+            if slot.dtype() == meta.dtype {
+                return Ok((slot, param.has_grad()));
+            }
+            // Made in the type of the op, then added in that of the sum.
+            let memory = Tensor::empty(*meta, "gradient")?;
+            self.narrow.insert(id, memory.clone());
+            return Ok((memory, false));
         }
         let key = key(edge)?;
         let (memory, add) = match self.slots.remove(&key) {
@@ -350,13 +380,20 @@ impl Deliver for Engine<'_> {
     }
 
     fn landed(&mut self, edge: &Edge) -> Result<()> {
-        if let Some(param) = self.param(edge) {
-            param.set_has_grad();
-            let id = param.id();
-            self.reached[id] = true;
+        let Some(param) = self.param(edge).cloned() else { return Ok(()) };
+        if let Some(contribution) = self.narrow.remove(&param.id()) {
+            add_to(&param, &contribution)?;
         }
+        param.set_has_grad();
+        self.reached[param.id()] = true;
         Ok(())
     }
+}
+
+/// Adds a contribution to a parameter's gradient, or writes it if it is the first.
+fn add_to(param: &Param, gradient: &Tensor) -> Result<()> {
+    let slot = param.grad_slot()?;
+    if param.has_grad() { accumulate(&slot, gradient) } else { copy_into(&slot, gradient) }
 }
 
 /// Brings the gradient of a view back to its base, input 0.

@@ -108,6 +108,7 @@ pub(super) fn saved_settings(file: &ModelFile, folder: &Path) -> Result<Settings
         horizon: Some(training.horizon),
         label_smoothing: Some(training.label_smoothing),
         clip: training.clip,
+        precision: Some(training.precision),
         batch: Some(training.batch),
         seed: Some(training.seed),
         patience: Some(training.patience),

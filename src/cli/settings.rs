@@ -13,7 +13,7 @@ use toml::de::DeTable;
 
 use super::input::Source;
 use crate::data::{Augment, ClassWeights, ImageOptions, Sampler, SplitOptions, Task};
-use crate::train::{Hidden, Network, OptimizerKind, ScheduleSpec, TrainConfig};
+use crate::train::{Hidden, Network, OptimizerKind, PrecisionKind, ScheduleSpec, TrainConfig};
 use crate::{Device, Error, ErrorKind, Result};
 
 /// A task, or the one that fits the target.
@@ -125,6 +125,9 @@ pub(super) struct Settings {
     /// The largest global norm of the gradients [default: none]
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) clip: Option<f64>,
+    /// In which types the network is computed and kept [default: f32]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub(super) precision: Option<PrecisionKind>,
     /// The most epochs, in total [default: 100]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) epochs: Option<u64>,
@@ -270,6 +273,7 @@ impl Settings {
             horizon_given: self.horizon.is_some(),
             label_smoothing: self.label_smoothing.unwrap_or(default.label_smoothing),
             clip: self.clip.or(default.clip),
+            precision: self.precision.unwrap_or(default.precision),
             epochs,
             batch: self.batch.unwrap_or(default.batch),
             seed: self.seed.unwrap_or(default.seed),

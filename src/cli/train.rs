@@ -304,6 +304,7 @@ fn as_json(report: &Report, out: &Path, device: Device, seed: u64, before: f64) 
         "parameters": report.parameters,
         "epochs": report.epochs,
         "steps": report.steps,
+        "skipped_steps": report.skipped_steps,
         "seconds": report.seconds,
         "first_step_seconds": report.first_step_seconds.map(|seconds| before + seconds),
         "samples_per_second": report.samples as f64 / report.seconds,

@@ -45,10 +45,10 @@ impl Cx {
         Cx { train: false, seed: 0, step: None, sites: 0, first_sample: 0, recompute: false }
     }
 
-    /// One training pass. Random choices follow from `seed`, the step number in `block`, the call site and the element's
-    /// place in the whole batch.
+    /// One training pass. Random choices follow from `seed`, the number of the attempt at a step in `block`, the call site
+    /// and the element's place in the whole batch.
     pub fn train(block: &StepBlock, seed: u64) -> Result<Cx> {
-        Ok(Cx { train: true, seed, step: Some(block.step()?), sites: 0, first_sample: 0, recompute: false })
+        Ok(Cx { train: true, seed, step: Some(block.random()?), sites: 0, first_sample: 0, recompute: false })
     }
 
     /// For a part of a batch: the number of its first sample within the whole. With it, splitting a batch over ranks or

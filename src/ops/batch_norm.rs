@@ -397,6 +397,7 @@ impl RunningStats {
 impl Op for RunningStats {
     const NAME: &'static str = "running_stats";
     const INPUTS: RangeInclusive<usize> = 2..=5;
+    const UPDATES: bool = true;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         let stats = inputs[0];

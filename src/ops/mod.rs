@@ -113,6 +113,10 @@ pub trait Op: Copy + Debug + Send + Sync + 'static {
     /// Whether the bodies honour [`Mode::Accumulate`](crate::tensor::Mode::Accumulate). If not, adding goes through a temporary.
     const ACCUMULATES: bool = false;
 
+    /// Whether the bodies mean [`Mode::Update`](crate::tensor::Mode::Update): outputs hold what the op starts from. Asking
+    /// another op for it is an error.
+    const UPDATES: bool = false;
+
     /// How many of the last outputs are statistics for backward (such as the maxima of a softmax): they carry no gradient.
     const STATISTICS: usize = 0;
 

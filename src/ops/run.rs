@@ -18,6 +18,7 @@ use crate::{Device, Error, Result, Shape};
 trait AnyOp: Send + Sync {
     fn name(&self) -> &'static str;
     fn accumulates(&self) -> bool;
+    fn updates(&self) -> bool;
     fn skips(&self) -> bool;
     fn statistics(&self) -> usize;
     fn saves(&self, needs: &[bool]) -> Saves;
@@ -35,6 +36,10 @@ impl<O: Op> AnyOp for O {
 
     fn accumulates(&self) -> bool {
         O::ACCUMULATES
+    }
+
+    fn updates(&self) -> bool {
+        O::UPDATES
     }
 
     fn skips(&self) -> bool {
@@ -232,6 +237,10 @@ fn run_into_any(op: &dyn AnyOp, inputs: &[&Tensor], outputs: &[(&Tensor, Mode)])
                 format!("output is {how}{} but must be contiguous {want}", out.meta()),
             ));
         }
+    }
+    if !op.updates() && outputs.iter().any(|o| o.1 == Mode::Update) {
+        let message = "this op makes its outputs anew and cannot update them in place";
+        return Err(Error::unsupported(op.name(), message).with_help("use Mode::Write or Mode::Accumulate"));
     }
     if !op.accumulates() && outputs.iter().any(|o| o.1 == Mode::Accumulate) {
         let temporaries =

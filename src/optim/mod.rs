@@ -8,20 +8,27 @@
 #![forbid(unsafe_code)]
 
 mod captured;
-mod clip;
 mod flat;
+mod narrow;
+mod norm;
+mod prepare;
 mod rules;
 mod schedule;
 
-use crate::param::StepBlock;
+use crate::param::{MAX_GROUPS, StateDType, StepBlock};
 use crate::tensor::{Mode, Tensor, no_grad};
 use crate::{Arena, DType, Error, ErrorKind, Result, ops};
 
 pub use captured::{Capture, Forward, Input, MAX_SHAPES, StepOptions, TrainStep};
-pub use clip::{ClipNorm, global_norm};
-pub use flat::{Advance, Update};
+pub use flat::Update;
+pub use norm::global_norm;
+pub use prepare::{Advance, Prepare};
 pub use rules::{Adam, AdamW, RmsProp, Rule, Sgd};
 pub use schedule::{Anneal, Plateau, PlateauState, Schedule};
+
+/// After how many skipped steps in a row training has diverged: a loss scale that was merely too large has come down from
+/// 2¹⁵ to 2⁻⁵ by then.
+pub const MAX_SKIPPED: u64 = 20;
 
 /// How gradients are limited before an update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -64,19 +71,29 @@ impl<R: Rule> Optimizer<R> {
     pub fn new(arena: &Arena, rule: R, lr: f64) -> Result<Optimizer<R>> {
         check_rate("learning rate", lr, true)?;
         rule.check()?;
+        if arena.precision().states != StateDType::F32 {
+            rule.check_narrow()?;
+        }
         let groups = arena.group_table()?;
         let table = Tensor::from_slice(&groups, groups.len(), arena.device())?;
-        // Moments of 16-bit parameters are kept in f32.
-        let dtype = if arena.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let state = rule.state().iter().map(|name| arena.state(name, dtype)).collect::<Result<Vec<_>>>()?;
+        let precision = arena.precision();
+        let mut state = Vec::new();
+        for name in rule.state() {
+            match precision.states {
+                StateDType::F32 if arena.dtype() == DType::F64 => state.push(arena.state(name, DType::F64)?),
+                StateDType::F32 => state.push(arena.state(name, DType::F32)?),
+                StateDType::BF16 => state.push(arena.state(name, DType::BF16)?),
+                StateDType::Int8 => {
+                    state.push(arena.state(name, DType::U8)?);
+                    state.push(arena.block_state(&format!("{name}_scale"), DType::F32)?);
+                }
+            }
+        }
         let block = arena.step_block();
-        for group in 0..crate::param::MAX_GROUPS {
-            block.set(StepBlock::LR + group, lr)?;
-            block.set(StepBlock::WEIGHT_DECAY + group, rule.weight_decay())?;
-        }
-        for power in [StepBlock::BETA1_POWER, StepBlock::BETA2_POWER] {
-            block.set(power, 1.0)?;
-        }
+        let mut rates = [lr; StepBlock::CLIP];
+        rates[StepBlock::WEIGHT_DECAY..].fill(rule.weight_decay());
+        block.set_range(StepBlock::LR, &rates)?;
+        block.set_range(StepBlock::BETA1_POWER, &[1.0, 1.0])?;
         Ok(Optimizer { arena: arena.clone(), rule, clip: Clip::None, groups, table, state })
     }
 
@@ -99,10 +116,10 @@ impl<R: Rule> Optimizer<R> {
         &self.rule
     }
 
-    /// Sets the learning rate of all groups, for the next step.
+    /// Sets the learning rate of all groups, for the next step. Sends nothing to the device if it is the one that is set.
     pub fn set_lr(&self, lr: f64) -> Result<()> {
         check_rate("learning rate", lr, false)?;
-        (0..crate::param::MAX_GROUPS).try_for_each(|g| self.arena.step_block().set(StepBlock::LR + g, lr))
+        self.arena.step_block().set_range(StepBlock::LR, &[lr; MAX_GROUPS])
     }
 
     /// The learning rate of group 0.
@@ -113,13 +130,42 @@ impl<R: Rule> Optimizer<R> {
     /// Sets the weight decay of one group, such as 0 for biases and norms.
     pub fn set_weight_decay(&self, group: usize, weight_decay: f64) -> Result<()> {
         check_rate("weight decay", weight_decay, false)?;
-        if group >= crate::param::MAX_GROUPS {
+        if group >= MAX_GROUPS {
             return Err(Error::argument(format!("there is no parameter group {group}")));
         }
         self.arena.step_block().set(StepBlock::WEIGHT_DECAY + group, weight_decay)
     }
 
-    /// Updates all parameters that are not frozen from their gradients, counts the step and forgets the gradients.
+    /// Steps that were skipped because gradients were not finite; waits for the device. Always 0 unless the arena's
+    /// [`Precision`](crate::param::Precision) scales the loss.
+    pub fn skipped(&self) -> Result<u64> {
+        Ok(self.arena.step_block().get(StepBlock::SKIPPED)? as u64)
+    }
+
+    /// Steps that were skipped since the last one that was not; waits for the device.
+    pub fn skipped_in_a_row(&self) -> Result<u64> {
+        Ok(self.arena.step_block().get(StepBlock::SKIPPED_IN_A_ROW)? as u64)
+    }
+
+    /// An error of kind `Diverged` if the last `limit` steps, or more, were all skipped (such as [`MAX_SKIPPED`]). For a training loop to call every few steps; waits for the device.
+    pub fn check_skipped(&self, limit: u64) -> Result<()> {
+        if !self.arena.precision().scales_loss() {
+            return Ok(());
+        }
+        let row = self.skipped_in_a_row()?;
+        if row < limit.max(1) {
+            return Ok(());
+        }
+        let scale = self.arena.step_block().get(StepBlock::LOSS_SCALE)?;
+        let message =
+            format!("{row} steps in a row had gradients that are not finite; the loss scale is {scale}");
+        Err(Error::new(ErrorKind::Diverged, message)
+            .with_op(R::NAME)
+            .with_help("lower the learning rate, or train in bf16, which has the range of f32"))
+    }
+
+    /// Updates all parameters that are not frozen from their gradients, counts the step and forgets the gradients. A step
+    /// whose scaled gradients are not finite changes nothing but the count of skips and the loss scale.
     ///
     /// An error of kind `MissingGradient` if one of them has no gradient: `Arena::backward` comes first.
     #[track_caller]
@@ -135,27 +181,27 @@ impl<R: Rule> Optimizer<R> {
             self.groups = groups;
         }
         no_grad(|| {
-            let (values, grads) = (self.arena.values()?, self.arena.grads()?);
-            let block = self.arena.step_block();
-            let (floats, step) = (block.floats(), block.step()?);
+            let (values, grads, master) = (self.arena.values()?, self.arena.grads()?, self.arena.master()?);
+            let (block, precision) = (self.arena.step_block(), *self.arena.precision());
+            let (floats, counters) = (block.floats(), block.counters());
             let [beta1, beta2] = self.rule.betas();
-            ops::run_into(
-                Advance { beta1, beta2, device: self.arena.device() },
-                &[],
-                &[(floats, Mode::Update), (&step, Mode::Update)],
-            )?;
-            let mut clip_value = f64::INFINITY;
-            match self.clip {
-                Clip::None => {}
-                Clip::Value(limit) => clip_value = limit,
-                Clip::Norm(max_norm) => {
-                    ops::run_into(ClipNorm { max_norm }, &[&grads, &self.table], &[(floats, Mode::Update)])?;
-                }
+            let advance = Advance { beta1, beta2, device: self.arena.device() };
+            let (max_norm, clip_value) = match self.clip {
+                Clip::None => (f64::INFINITY, f64::INFINITY),
+                Clip::Norm(limit) => (limit, f64::INFINITY),
+                Clip::Value(limit) => (f64::INFINITY, limit),
+            };
+            let numbers = [(floats, Mode::Update), (counters, Mode::Update)];
+            if precision.scales_loss() || max_norm.is_finite() {
+                let op = Prepare { max_norm, loss_scale: precision.loss_scale, advance };
+                ops::run_into(op, &[&grads, &self.table], &numbers)?;
+            } else {
+                ops::run_into(advance, &[], &numbers)?;
             }
-            let op = Update { rule: self.rule, clip_value };
-            let mut outs = vec![(&values, Mode::Update)];
-            outs.extend(self.state.iter().map(|t| (t, Mode::Update)));
-            ops::run_into(op, &[&grads, floats, &step, &self.table], &outs)
+            let op = Update { rule: self.rule, clip_value, precision };
+            let outs = [&values].into_iter().chain(&master).chain(&self.state);
+            let outs: Vec<_> = outs.map(|t| (t, Mode::Update)).collect();
+            ops::run_into(op, &[&grads, floats, counters, &self.table], &outs)
         })?;
         self.arena.zero_grad()
     }
@@ -167,6 +213,10 @@ pub trait Step: Send {
     fn step(&mut self) -> Result<()>;
     /// As [`Optimizer::set_lr`].
     fn set_lr(&self, lr: f64) -> Result<()>;
+    /// As [`Optimizer::skipped`].
+    fn skipped(&self) -> Result<u64>;
+    /// As [`Optimizer::check_skipped`].
+    fn check_skipped(&self, limit: u64) -> Result<()>;
 }
 
 impl<R: Rule> Step for Optimizer<R> {
@@ -176,6 +226,14 @@ impl<R: Rule> Step for Optimizer<R> {
 
     fn set_lr(&self, lr: f64) -> Result<()> {
         Optimizer::set_lr(self, lr)
+    }
+
+    fn skipped(&self) -> Result<u64> {
+        Optimizer::skipped(self)
+    }
+
+    fn check_skipped(&self, limit: u64) -> Result<()> {
+        Optimizer::check_skipped(self, limit)
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use super::check_rate;
 use crate::device::kernels::optim::UpdateF;
 use crate::dtype::Real;
+use crate::param::Precision;
 use crate::{Error, Result};
 
 /// What a rule reads besides the parameter, its gradient and its state: the same for a whole block of parameters.
@@ -30,6 +31,18 @@ pub trait Rule: Copy + Debug + Send + Sync + 'static {
     const NAME: &'static str;
     /// The names of the state buffers, PyTorch's; at most three.
     fn state(&self) -> &'static [&'static str];
+    /// Which of the state buffers are never negative: what is kept in a byte then has no sign.
+    fn unsigned(&self) -> [bool; 3] {
+        [false; 3]
+    }
+    /// Errors if its state cannot be kept in fewer than 32 bits.
+    fn check_narrow(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Bytes of memory for each parameter: see [`Precision::bytes_per_parameter`].
+    fn bytes_per_parameter(&self, precision: &Precision) -> f64 {
+        precision.bytes_per_parameter(self.state().len())
+    }
     /// The weight decay that groups start with.
     fn weight_decay(&self) -> f64;
     /// β₁ and β₂, for bias correction; ones where there are none.
@@ -136,6 +149,18 @@ impl Rule for RmsProp {
         }
     }
 
+    fn unsigned(&self) -> [bool; 3] {
+        [true, false, false]
+    }
+
+    fn check_narrow(&self) -> Result<()> {
+        if !self.centered {
+            return Ok(());
+        }
+        let message = "the difference of two means is lost in fewer than 32 bits";
+        Err(Error::unsupported(Self::NAME, message).with_help("keep the state of centered RMSprop in f32"))
+    }
+
     fn weight_decay(&self) -> f64 {
         self.weight_decay
     }
@@ -234,6 +259,10 @@ impl Rule for Adam {
         &MOMENTS
     }
 
+    fn unsigned(&self) -> [bool; 3] {
+        [false, true, false]
+    }
+
     fn weight_decay(&self) -> f64 {
         self.weight_decay
     }
@@ -261,6 +290,10 @@ impl Rule for AdamW {
 
     fn state(&self) -> &'static [&'static str] {
         &MOMENTS
+    }
+
+    fn unsigned(&self) -> [bool; 3] {
+        [false, true, false]
     }
 
     fn weight_decay(&self) -> f64 {

@@ -62,6 +62,22 @@ pub(crate) fn copy_into(dst: &Tensor, src: &Tensor) -> Result<()> {
     write_strided(dst, src, false)
 }
 
+/// Overwrites contiguous `dst` by `values`, without waiting.
+#[track_caller]
+pub(crate) fn overwrite<T: Element>(dst: &Tensor, values: &[T]) -> Result<()> {
+    if dst.numel() != values.len() || dst.dtype() != T::DTYPE || !dst.is_contiguous() {
+        let message = format!("{} values of {} into {}", values.len(), T::DTYPE, dst.meta());
+        return Err(Error::shape("overwrite", message));
+    }
+    let mut target = dst.write("overwrite")?;
+    let bytes = bytemuck::cast_slice(values);
+    match dst.device() {
+        Device::Cpu => target.bytes().copy_from_slice(bytes),
+        device => device.gpu()?.upload(target.address(), bytes)?,
+    }
+    Ok(())
+}
+
 /// Overwrites contiguous `dst` by zeros.
 #[track_caller]
 pub(crate) fn fill_zero(dst: &Tensor) -> Result<()> {

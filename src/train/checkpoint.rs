@@ -19,7 +19,8 @@ use crate::io::HostTensor;
 use crate::io::folder::{self, Folder};
 use crate::io::safetensors::{self, SafeTensors};
 use crate::optim::PlateauState;
-use crate::{Arena, Device, Error, Result, Tensor};
+use crate::param::StepBlock;
+use crate::{Device, Error, Result};
 
 /// The version of the folder's format that this crate writes, and the newest it reads.
 pub const FORMAT: u32 = 2;
@@ -80,7 +81,7 @@ pub struct ModelFile {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// Finished optimiser steps.
+    /// Optimiser steps, those that were skipped for gradients that are not finite included.
     pub steps: u64,
     /// The place in the training part.
     pub epoch: u64,
@@ -130,18 +131,6 @@ pub struct Checkpoint<'a> {
     pub log: &'a str,
 }
 
-/// Per-parameter slices of the arena's flat state, as `STATE.PARAMETER`.
-fn state_slices(arena: &Arena) -> Result<Vec<(String, Tensor)>> {
-    let mut slices = Vec::new();
-    for (state, flat) in arena.states()? {
-        for param in arena.params()? {
-            let slice = flat.narrow(0, param.offset(), param.shape().numel())?.reshape(param.shape())?;
-            slices.push((format!("{state}.{}", param.name()), slice));
-        }
-    }
-    Ok(slices)
-}
-
 /// Writes `checkpoint` as folder `dir`, replacing an older model there in one step.
 pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
     let text = |what: &str, result: Result<String, toml::ser::Error>| {
@@ -151,7 +140,10 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint<'_>) -> Result<()> {
     let progress = text("progress.toml", toml::to_string(checkpoint.progress))?;
     let table = log::to_csv(&log::parse(checkpoint.log)?, checkpoint.file.architecture.task);
     let last = checkpoint.model.state()?;
-    let moments = state_slices(checkpoint.model.arena())?
+    let moments = checkpoint
+        .model
+        .arena()
+        .named_states()?
         .into_iter()
         .map(|(name, t)| Ok((name, to_host(&t)?)))
         .collect::<Result<Vec<_>>>()?;
@@ -306,7 +298,7 @@ pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(Stri
     load_into(model, &folder.safetensors(LAST_WEIGHTS)?, &folder.path().join(LAST_WEIGHTS))?;
     let path = folder.path().join(OPTIMIZER);
     let moments = folder.safetensors(OPTIMIZER)?;
-    let slices = state_slices(model.arena())?;
+    let slices = model.arena().named_states()?;
     if moments.names().len() != slices.len() {
         let message =
             format!("{} tensors of optimiser state where {} are needed", moments.names().len(), slices.len());
@@ -320,15 +312,10 @@ pub fn load_state(folder: &Folder, model: &Model) -> Result<(Progress, Vec<(Stri
         slice.copy_(&from_host(&tensor, slice.device())?)?;
     }
     let block = model.arena().step_block();
-    if progress.step_floats.len() != block.floats().numel() {
-        return Err(Error::data(folder.path().join(PROGRESS), "step_floats has the wrong length"));
-    }
-    block.floats().copy_(&Tensor::from_slice(
-        &progress.step_floats,
-        block.floats().shape(),
-        block.floats().device(),
-    )?)?;
-    block.set_steps(progress.steps)?;
+    let place = folder.path().join(PROGRESS);
+    block.load(&progress.step_floats).map_err(|e| Error::data(place, e.message()))?;
+    let skipped = block.get(StepBlock::SKIPPED)? as u64;
+    block.set_counters(progress.steps.saturating_sub(skipped), progress.steps)?;
     let kept = folder.safetensors(WEIGHTS)?;
     let kept = kept.names().map(|n| Ok((n.to_owned(), kept.get(n)?.into_owned()))).collect::<Result<_>>()?;
     Ok((progress, kept))

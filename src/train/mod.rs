@@ -39,5 +39,5 @@ pub use model::{Answers, Architecture, Model};
 pub use network::Network;
 pub use observe::{EpochReport, Observer, Report, Silent};
 pub use predictor::{Predictions, Predictor};
-pub use spec::{Hidden, OptimizerKind, ScheduleSpec, TrainConfig};
+pub use spec::{Hidden, OptimizerKind, PrecisionKind, ScheduleSpec, TrainConfig};
 pub use trainer::{Trainer, data_checksum};

@@ -11,8 +11,9 @@ use crate::data::{Store, Target, Targets, Task};
 use crate::io::HostTensor;
 use crate::nn::{Cx, Module, Scope, Sequential};
 use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
+use crate::param::Precision;
 use crate::tensor::no_grad;
-use crate::{Arena, DType, Device, Error, ErrorKind, Result, Shape, Tensor};
+use crate::{Arena, Device, Error, ErrorKind, Result, Shape, Tensor};
 
 /// All that is needed to build a network again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,9 +132,19 @@ impl Answers {
 }
 
 impl Model {
-    /// A new network, its initial values drawn from `seed`.
+    /// A new network in f32, its initial values drawn from `seed`.
     pub fn new(architecture: Architecture, seed: u64, device: Device) -> Result<Model> {
-        let arena = Arena::new(DType::F32, device)?;
+        Model::with_precision(architecture, seed, Precision::f32(), device)
+    }
+
+    /// As [`Model::new`], computed and kept in other types. What goes in and comes out stays f32.
+    pub fn with_precision(
+        architecture: Architecture,
+        seed: u64,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Model> {
+        let arena = Arena::with_precision(precision, device)?;
         let scope = Scope::new(&arena, seed);
         let built = network::build(&architecture.network, &scope, &architecture.input, architecture.outputs)?;
         Ok(Model { architecture, arena, modules: built.modules, summary: built.summary })
@@ -157,8 +168,11 @@ impl Model {
     /// The answers before the last nonlinearity, `[rows, outputs]`, to `x`: `[rows, ..]` with an example's dimensions, or
     /// with all its numbers in one. Logits or scaled values.
     pub fn forward(&self, cx: &mut Cx, x: &Tensor) -> Result<Tensor> {
-        let x = self.architecture.network.see(x, &self.architecture.input)?;
-        self.modules.forward(cx, &x)
+        let (x, dtype) = (self.architecture.network.see(x, &self.architecture.input)?, self.arena.dtype());
+        if dtype == x.dtype() {
+            return self.modules.forward(cx, &x);
+        }
+        self.modules.forward(cx, &x.to_dtype(dtype)?)?.to_dtype(x.dtype())
     }
 
     /// The mean loss of `outputs` `[rows, outputs]`, a 0-d tensor: cross-entropy, two-class cross-entropy on logits, or
@@ -310,6 +324,18 @@ impl Model {
             self.arena.params()?.into_iter().map(|param| Ok((param.name(), to_host(&param.get()?)?)));
         let buffers = self.arena.buffers().into_iter();
         params.chain(buffers.map(|buffer| Ok((buffer.name().to_owned(), to_host(buffer.get())?)))).collect()
+    }
+
+    /// As [`Model::state`], with the f32 masters of 16-bit parameters in their place: what is worth keeping.
+    pub fn master_state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
+        let mut state = self.state()?;
+        if let Some(master) = self.arena.master()? {
+            for (param, (_, tensor)) in self.arena.params()?.iter().zip(&mut state) {
+                let slice = master.narrow(0, param.offset(), param.shape().numel())?;
+                *tensor = to_host(&slice.reshape(param.shape())?)?;
+            }
+        }
+        Ok(state)
     }
 
     /// Overwrites all parameters and buffers. Errors (kind `Data`) unless there is exactly one tensor of the right shape for

@@ -102,8 +102,10 @@ pub struct Report {
     pub parameters: usize,
     /// Finished epochs, of this and earlier runs.
     pub epochs: u64,
-    /// Finished optimiser steps, of this and earlier runs.
+    /// Optimiser steps, of this and earlier runs.
     pub steps: u64,
+    /// Those of them that were skipped for gradients that were not finite.
+    pub skipped_steps: u64,
     /// Rows trained on in this run.
     pub samples: u64,
     /// Seconds that this run took, evaluation and saving included.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Augment, ClassWeights, Sampler};
 use crate::optim::{Anneal, Plateau, Schedule};
+use crate::param::Precision;
 use crate::{Error, Result};
 
 /// The activations of hidden layers, by the names that the command line and model files use.
@@ -27,6 +28,36 @@ pub enum Hidden {
     Tanh,
     /// 1 / (1 + e⁻ˣ)
     Sigmoid,
+}
+
+/// In which types a network is computed and kept, by the names that the command line and model files use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionKind {
+    /// Everything in f32
+    #[default]
+    F32,
+    /// bf16, with f32 master weights and optimiser state
+    Bf16,
+    /// f16, with f32 master weights and optimiser state, and a loss scale
+    F16,
+}
+
+impl PrecisionKind {
+    /// Whether it is the default.
+    pub fn is_default(&self) -> bool {
+        *self == PrecisionKind::default()
+    }
+
+    /// What it stands for.
+    pub fn precision(self) -> Precision {
+        match self {
+            PrecisionKind::F32 => Precision::f32(),
+            PrecisionKind::Bf16 => Precision::bf16(),
+            PrecisionKind::F16 => Precision::f16(),
+        }
+    }
 }
 
 /// The optimisers, by the names that the command line and model files use.
@@ -223,6 +254,9 @@ pub struct TrainConfig {
     /// The largest global norm of the gradients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
+    /// In which types the network is computed and kept.
+    #[serde(default, skip_serializing_if = "PrecisionKind::is_default")]
+    pub precision: PrecisionKind,
     /// The most epochs, in total.
     pub epochs: u64,
     /// Rows a batch.
@@ -258,6 +292,7 @@ impl Default for TrainConfig {
             // range. 0.05 and 0.2 do as well; weight decay, dropout, other widths and rates do not. 2026-11.
             label_smoothing: 0.1,
             clip: None,
+            precision: PrecisionKind::default(),
             epochs: 100,
             batch: 32,
             seed: 42,

@@ -24,7 +24,7 @@ use crate::io::folder::Folder;
 use crate::nn::Cx;
 use crate::optim::{self, Adam, AdamW, Clip, Optimizer, PlateauState, RmsProp, Sgd};
 use crate::tensor::check_numerics;
-use crate::{Device, Error, ErrorKind, Result, Tensor};
+use crate::{DType, Device, Error, ErrorKind, Result, Tensor};
 
 /// The least time between two checkpoints within a run, but for the first and the last.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -61,7 +61,8 @@ impl Trainer {
         config.check()?;
         let classes = data.preparation.target().classes().len();
         let architecture = Architecture::new(data.task, &data.preparation.shape(), classes, network);
-        let model = Model::new(architecture.clone(), config.seed, device)?;
+        let model =
+            Model::with_precision(architecture.clone(), config.seed, config.precision.precision(), device)?;
         let file = ModelFile {
             format: FORMAT,
             warpsmith: env!("CARGO_PKG_VERSION").to_owned(),
@@ -89,7 +90,8 @@ impl Trainer {
         dir: &Path,
     ) -> Result<Trainer> {
         config.check()?;
-        let model = Model::new(file.architecture.clone(), config.seed, device)?;
+        let precision = config.precision.precision();
+        let model = Model::with_precision(file.architecture.clone(), config.seed, precision, device)?;
         let file = ModelFile { training: config.clone(), ..file };
         let place = Place::new(dir, Some(folder))?;
         let mut trainer = Trainer::assemble(data, model, config, file, place)?;
@@ -239,8 +241,10 @@ impl Trainer {
             )?;
             let targets = self.model.targets(&batch.targets)?;
             let loss = self.step(&x, &targets, config.seed)?;
-            self.progress.loss_sum += loss * rows as f64;
-            self.progress.loss_rows += rows as u64;
+            if loss.is_finite() {
+                self.progress.loss_sum += loss * rows as f64;
+                self.progress.loss_rows += rows as u64;
+            }
             self.progress.steps += 1;
             self.progress.batch = self.train.position().batch;
             samples += rows as u64;
@@ -259,17 +263,25 @@ impl Trainer {
             && self.progress.epoch - self.progress.best_epoch >= patience
     }
 
-    /// One optimiser step; returns the loss.
+    /// One optimiser step; returns the loss. With a loss scale, a loss that is not finite is a step that is skipped, and too
+    /// many of them in a row are divergence.
     fn step(&mut self, x: &Tensor, targets: &Tensor, seed: u64) -> Result<f64> {
         let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
         let outputs = self.model.forward(&mut cx, x)?;
         let loss = self.loss(&outputs, targets)?;
         let value = loss.item()?;
-        if !value.is_finite() {
+        if !value.is_finite() && !self.model.arena().precision().scales_loss() {
             return Err(self.diagnose(x, targets, seed, value));
         }
         self.model.arena().backward(&loss)?;
         self.optimizer.step()?;
+        self.optimizer.check_skipped(optim::MAX_SKIPPED).map_err(|error| {
+            let step = self.progress.steps + 1;
+            let error = diverged(&format!("at step {step}, {}", error.message()));
+            error.with_help(
+                "train with --precision bf16, which has the range of f32, or lower the learning rate",
+            )
+        })?;
         Ok(value)
     }
 
@@ -333,7 +345,7 @@ impl Trainer {
         if best {
             self.progress.best_loss = val_loss;
             self.progress.best_epoch = self.progress.epoch;
-            self.kept = self.model.state()?;
+            self.kept = self.model.master_state()?;
             self.file.metrics = val_metrics.clone();
             self.file.metrics_on = val_loss.map(|_| Judge::Validation);
         }
@@ -360,7 +372,7 @@ impl Trainer {
     }
 
     fn parameters_are_finite(&self) -> Result<bool> {
-        let values = self.model.arena().values()?;
+        let values = self.model.arena().values()?.to_dtype(DType::F32)?;
         Ok(values.to_vec::<f32>()?.iter().all(|v| v.is_finite()))
     }
 
@@ -402,7 +414,7 @@ impl Trainer {
     fn save(&mut self, dir: &Path) -> Result<()> {
         if self.kept.is_empty() {
             // Interrupted within the first epoch: there is no better model than the one at hand.
-            self.kept = self.model.state()?;
+            self.kept = self.model.master_state()?;
         }
         let floats = self.model.arena().step_block().floats();
         self.progress.step_floats = floats.to_vec()?;
@@ -445,6 +457,7 @@ impl Trainer {
             parameters: self.model.arena().numel()?,
             epochs: self.progress.epoch,
             steps: self.progress.steps,
+            skipped_steps: self.optimizer.skipped()?,
             samples,
             seconds: start.elapsed().as_secs_f64(),
             first_step_seconds,

@@ -1,4 +1,4 @@
-//! The global norm of an arena's gradients, and clipping by it.
+//! The global norm of an arena's gradients.
 
 #![forbid(unsafe_code)]
 
@@ -10,17 +10,17 @@ use crate::device::kernels::optim as kernels;
 use crate::device::stream::Temp;
 use crate::dtype::{Float, Real};
 use crate::ops::{Cases, Op, Plan, Tolerance, run1};
-use crate::param::{ALIGN, FROZEN, StepBlock};
+use crate::param::{ALIGN, FROZEN};
 use crate::tensor::{Meta, Out, Tensor, View, no_grad};
 use crate::{Arena, DType, Error, Result, Shape, dispatch};
 
 /// Elements of a partial sum; a multiple of [`ALIGN`]. Decides the bits of the norm.
-const CHUNK: usize = 64 * ALIGN;
+pub(super) const CHUNK: usize = 64 * ALIGN;
 /// Partial sums within a block: as many as the widest vectors hold.
 const LANES: usize = 16;
 
 /// The Euclidean norm of the gradients of all parameters that are not frozen. Sums of squares are f64 across blocks of
-/// [`ALIGN`], f32 (f64 for f64) within; gradients that have not landed count with what their memory holds.
+/// [`ALIGN`], f32 (f64 for f64) within; a loss scale is part of them. Gradients that have not landed count with what their memory holds.
 pub fn global_norm(arena: &Arena) -> Result<f64> {
     let (grads, table) = (arena.grads()?, arena.group_table()?);
     let table = Tensor::from_slice(&table, table.len(), arena.device())?;
@@ -28,7 +28,7 @@ pub fn global_norm(arena: &Arena) -> Result<f64> {
 }
 
 /// The sums of squares of the chunks on a GPU: the first half of a norm.
-fn squares<'a>(s: &'a Stream, inputs: &[View<'_>]) -> Result<Temp<'a>> {
+pub(super) fn squares<'a>(s: &'a Stream, inputs: &[View<'_>]) -> Result<Temp<'a>> {
     let n = inputs[0].numel();
     let mut sums = s.temp(DType::F64, n.div_ceil(CHUNK).max(1))?;
     let (grads, table) = (inputs[0].src(), inputs[1].src());
@@ -65,7 +65,7 @@ impl Op for GlobalNorm {
 }
 
 /// The norm of flat gradients in host memory, given their group table.
-fn norm_of(inputs: &[View<'_>]) -> Result<f64> {
+pub(super) fn norm_of(inputs: &[View<'_>]) -> Result<f64> {
     let table = inputs[1].data::<u8>();
     dispatch!(float inputs[0].dtype(), T => Ok(norm(inputs[0].data::<T>(), table)), else {
         Err(Error::internal("gradients of integers"))
@@ -91,47 +91,4 @@ fn norm<T: Float>(grads: &[T], table: &[u8]) -> f64 {
         )
     });
     sums.into_iter().sum::<f64>().sqrt()
-}
-
-/// Writes the factor that brings the global norm of the gradients down to `max_norm` (1 if it is below) and the norm
-/// itself into the step block, as `torch.nn.utils.clip_grad_norm_` computes it: `min(1, max_norm / (norm + 1e-6))`.
-///
-/// Inputs: gradients (flat), the group table. In place: the step block's floats.
-#[derive(Clone, Copy, Debug)]
-pub struct ClipNorm {
-    /// The largest norm that is let through.
-    pub max_norm: f64,
-}
-
-impl Op for ClipNorm {
-    const NAME: &'static str = "clip_grad_norm";
-    const INPUTS: RangeInclusive<usize> = 2..=2;
-    const ACCUMULATES: bool = true;
-
-    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        let floats = inputs[0].with_dtype(DType::F64).with_shape(StepBlock::floats_shape());
-        Ok(Plan::one(floats))
-    }
-
-    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], _: &mut [u8]) -> Result<()> {
-        let norm = norm_of(inputs)?;
-        let floats = outputs[0].slice::<f64>();
-        let norm = norm / floats[StepBlock::LOSS_SCALE];
-        floats[StepBlock::NORM] = norm;
-        // Not `min`, so that a norm of NaN is not clipped to 1 and hidden.
-        let factor = self.max_norm / (norm + 1e-6);
-        floats[StepBlock::CLIP] = if factor > 1.0 { 1.0 } else { factor };
-        Ok(())
-    }
-
-    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        let sums = squares(s, inputs)?;
-        let (count, max_norm) = (inputs[0].numel().div_ceil(CHUNK) as u64, self.max_norm);
-        let (sums, floats) = (sums.src().part(0, count), outputs[0].dst());
-        kernels::ClipFactor { sums, floats, count, max_norm }.launch(s)
-    }
-
-    fn cases() -> Cases<Self> {
-        Cases { dtypes: &[], tolerance: Tolerance::Exact, list: Vec::new() }
-    }
 }
