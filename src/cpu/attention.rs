@@ -195,13 +195,13 @@ pub fn forward<'a, T: Float<Acc = A>, A: Real>(
     let (strip, pitch) = (shape.rows[0], problem.width.next_multiple_of(shape.lanes));
     let most = pieces.iter().map(|p| p.results.lse.len()).max().unwrap_or(0);
     let lengths = [
-        most * pitch,          // queries
-        most * pitch,          // sums of values
-        KEYS * pitch,          // keys, then values
-        problem.width * KEYS,  // keys, turned
-        strip * KEYS,          // scores
-        most,                  // maxima
-        most,                  // sums
+        most * pitch,         // queries
+        most * pitch,         // sums of values
+        KEYS * pitch,         // keys, then values
+        problem.width * KEYS, // keys, turned
+        strip * KEYS,         // scores
+        most,                 // maxima
+        most,                 // sums
     ];
     let shelf = Shelf::new(pieces.len(), lengths.iter().sum::<usize>() * size_of::<A>())?;
     par::each(pieces.len(), pieces.into_iter(), |piece| {

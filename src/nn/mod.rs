@@ -5,28 +5,34 @@
 
 #![forbid(unsafe_code)]
 
+mod attention;
 mod cells;
 mod containers;
 mod conv;
+mod gpt;
 mod init;
 mod layers;
 mod norm;
 mod pool;
 mod recompute;
 mod recurrent;
+mod transformer;
 
 use crate::param::StepBlock;
 use crate::{Param, Result, Tensor, ops};
 
 pub use crate::cpu::activation::Activation;
+pub use attention::{AttentionOptions, KvCache, SelfAttention};
 pub use cells::{GRUCell, LSTMCell, RNNCell};
 pub use containers::{Flatten, Residual, Sequential};
 pub use conv::{Conv1d, Conv2d, ConvOptions, ConvTranspose2d};
+pub use gpt::{Gpt, GptConfig, Positions};
 pub use init::{Fan, Init, Scope, gain};
 pub use layers::{Dropout, Embedding, LayerNorm, Linear, RmsNorm};
 pub use norm::{BatchNorm1d, BatchNorm2d, BatchNormOptions, GroupNorm};
 pub use pool::{AdaptiveAvgPool1d, AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, Upsample};
 pub use recurrent::{GRU, LSTM, RNN, RecurrentOptions};
+pub use transformer::{BlockOptions, FeedForward, FeedForwardKind, NormKind, Residuals, TransformerBlock};
 
 /// What a forward pass needs to know besides its input.
 #[derive(Clone, Debug)]

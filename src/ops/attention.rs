@@ -106,7 +106,11 @@ impl Setting {
     }
 
     fn check(self, op: &'static str) -> Result<Setting> {
-        if self.width == 0 || self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+        if self.width == 0
+            || self.kv_heads == 0
+            || self.heads == 0
+            || !self.heads.is_multiple_of(self.kv_heads)
+        {
             let message = format!(
                 "{} heads of {} elements cannot share {} heads of keys",
                 self.heads, self.width, self.kv_heads
@@ -115,7 +119,9 @@ impl Setting {
             return Err(Error::shape(op, message).with_help(help));
         }
         if !self.scale.is_finite() {
-            return Err(Error::argument(format!("scale {} is not a number to multiply by", self.scale)).with_op(op));
+            return Err(
+                Error::argument(format!("scale {} is not a number to multiply by", self.scale)).with_op(op)
+            );
         }
         Ok(self)
     }
@@ -212,7 +218,13 @@ fn attend<O: Op>(op: O, inputs: &[&Tensor], options: &Sdpa<'_>) -> Result<Tensor
 }
 
 /// The backward of any form: runs `op` on the saved inputs, o, lse, dy and whatever stands behind the inputs.
-fn deliver<O: Op>(cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>], op: O, inputs: usize, extra: bool) -> Result<()> {
+fn deliver<O: Op>(
+    cx: &mut BackwardCx<'_>,
+    dys: &[Option<Tensor>],
+    op: O,
+    inputs: usize,
+    extra: bool,
+) -> Result<()> {
     if dys[0].is_none() {
         return Ok(());
     }
@@ -239,7 +251,8 @@ impl Attention {
     fn setting(&self, op: &'static str, [q, k, v]: [Shape; 3]) -> Result<Setting> {
         let alike = q.rank() == 4 && k.rank() == 4 && v == k && q[0] == k[0] && q[3] == k[3];
         if !alike {
-            let message = format!("queries {q}, keys {k} and values {v} are not [B, H, T, D] and twice [B, Hkv, S, D]");
+            let message =
+                format!("queries {q}, keys {k} and values {v} are not [B, H, T, D] and twice [B, Hkv, S, D]");
             return Err(Error::shape(op, message));
         }
         let (batch, heads, queries, width) = (q[0], q[1], q[2], q[3]);
@@ -274,7 +287,8 @@ impl Op for Attention {
         if let Some(lengths) = inputs.get(3) {
             expect_integers(Self::NAME, "lengths", lengths, s.batch)?;
         }
-        let outputs = result_metas(inputs[0], &[s.batch, s.queries, s.heads, s.width], &[s.batch, s.heads, s.queries])?;
+        let outputs =
+            result_metas(inputs[0], &[s.batch, s.queries, s.heads, s.width], &[s.batch, s.heads, s.queries])?;
         Ok(Plan { outputs, scratch: 0 })
     }
 
@@ -310,7 +324,10 @@ impl Op for Attention {
 }
 
 /// Queries, keys and values of the form in which they are apart.
-fn apart<'a, T: Element>(inputs: &[View<'a>], copies: &'a mut [Option<Block>; 3]) -> Result<[Vectors<'a, T>; 3]> {
+fn apart<'a, T: Element>(
+    inputs: &[View<'a>],
+    copies: &'a mut [Option<Block>; 3],
+) -> Result<[Vectors<'a, T>; 3]> {
     let mut views = [inputs[0], inputs[1], inputs[2]];
     for (view, copy) in views.iter_mut().zip(copies) {
         *view = with_rows::<T>(*view, copy)?;
@@ -381,10 +398,15 @@ impl Op for AttentionBackward {
     fn cases() -> Cases<Self> {
         let list = SHAPES.iter().filter(|s| s.backward).map(|shape| {
             let op = AttentionBackward { causal: shape.causal, scale: shape.scale() };
-            let inputs = shape.inputs(Arg::constant).into_iter().chain(shape.results()).chain(shape.lengths());
+            let inputs =
+                shape.inputs(Arg::constant).into_iter().chain(shape.results()).chain(shape.lengths());
             Case { op, inputs: inputs.collect() }
         });
-        Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(16.0, WHY), list: list.collect() }
+        Cases {
+            dtypes: &[DType::F32, DType::F64],
+            tolerance: Tolerance::Sum(16.0, WHY),
+            list: list.collect(),
+        }
     }
 }
 

@@ -44,8 +44,7 @@ impl RotaryTable {
                 .with_op(Rotary::NAME));
         }
         let (half, shape) = (width / 2, Shape::new(&[positions, 2, width / 2])?);
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect();
+        let frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect();
         let mut values = vec![0f32; shape.numel()];
         for (position, row) in values.chunks_exact_mut(width.max(1)).enumerate() {
             let (cosines, sines) = row.split_at_mut(half);
@@ -97,7 +96,10 @@ impl Op for Rotary {
                 .with_help("make it by RotaryTable::new"));
         }
         let &[_, length, all, width] = &x.shape[..] else {
-            return Err(Error::shape(Self::NAME, format!("needs [batch, length, heads, width], found {}", x.shape)));
+            return Err(Error::shape(
+                Self::NAME,
+                format!("needs [batch, length, heads, width], found {}", x.shape),
+            ));
         };
         if !width.is_multiple_of(2) || table.shape.rank() != 3 || table.shape[1..] != [2, width / 2] {
             let message = format!("a table of {} does not fit heads of width {width}", table.shape);
@@ -105,7 +107,10 @@ impl Op for Rotary {
                 .with_help("it must be [positions, 2, width / 2], of an even width"));
         }
         if self.heads > all {
-            return Err(Error::shape(Self::NAME, format!("{} heads to turn of {all} in {}", self.heads, x.shape)));
+            return Err(Error::shape(
+                Self::NAME,
+                format!("{} heads to turn of {all} in {}", self.heads, x.shape),
+            ));
         }
         if self.offset.checked_add(length).is_none_or(|end| end > table.shape[0]) {
             let message = format!(
@@ -180,13 +185,14 @@ impl Op for Rotary {
             (&[1, 0, 2, 4], 1, 3, 3),
             (&[2, 2, 1, 0], 1, 0, 2),
         ];
-        let case = |(k, &(shape, heads, offset, positions)): (usize, &(&[usize; 4], usize, usize, usize))| Case {
-            op: Rotary { heads, offset, inverse: k % 2 == 1 },
-            inputs: vec![
-                Arg::new(shape, Values::Normal(1.0)),
-                Arg::typed(&[positions, 2, shape[3] / 2], Values::Uniform(-1.0, 1.0), DType::F32),
-            ],
-        };
+        let case =
+            |(k, &(shape, heads, offset, positions)): (usize, &(&[usize; 4], usize, usize, usize))| Case {
+                op: Rotary { heads, offset, inverse: k % 2 == 1 },
+                inputs: vec![
+                    Arg::new(shape, Values::Normal(1.0)),
+                    Arg::typed(&[positions, 2, shape[3] / 2], Values::Uniform(-1.0, 1.0), DType::F32),
+                ],
+            };
         let tolerance = Tolerance::Sum(2.0, "two products and their sum");
         Cases { dtypes: &DType::FLOATS, tolerance, list: list.iter().enumerate().map(case).collect() }
     }
@@ -219,7 +225,10 @@ impl Rotary {
                             let x = if strides[3] == 1 {
                                 &x[start..start + width]
                             } else {
-                                gathered.iter_mut().enumerate().for_each(|(i, g)| *g = x[start + i * strides[3]]);
+                                gathered
+                                    .iter_mut()
+                                    .enumerate()
+                                    .for_each(|(i, g)| *g = x[start + i * strides[3]]);
                                 &gathered[..]
                             };
                             match (h < self.heads, add) {

@@ -17,7 +17,7 @@ use crate::device::{Graph, Stream};
 use crate::dtype::Element;
 use crate::ops::{self, Cases, Op, Plan, Tolerance};
 use crate::shape::IntoShape;
-use crate::tensor::{Meta, Mode, Out, View, no_grad, overwrite};
+use crate::tensor::{Meta, Mode, Out, View, no_grad, overwrite_bytes};
 use crate::{Arena, DType, Error, Result, Shape, Tensor, dispatch};
 
 /// Shapes of batches that a step is captured for.
@@ -296,7 +296,7 @@ impl TrainStep {
 
 /// Overwrites the static tensors by a batch of their shapes.
 fn fill(inputs: &[Tensor], batch: &[Input<'_>]) -> Result<()> {
-    inputs.iter().zip(batch).try_for_each(|(tensor, input)| overwrite(tensor, input.bytes))
+    inputs.iter().zip(batch).try_for_each(|(tensor, input)| overwrite_bytes(tensor, input.bytes))
 }
 
 /// Notes a loss down: input the loss (0-d), in place the ring (f64 `[count]`) and the cursor (i64 `[1]`).

@@ -23,7 +23,7 @@ use crate::{DType, Device, Error, Result, Shape};
 pub use access::{Mode, Out, View};
 pub use node::{BackwardCx, Edge, Leaf, Saves, ViewKind, check_numerics, grad_enabled, no_grad};
 pub use storage::{Site, Storage};
-pub(crate) use transfer::{accumulate, copy_into, fill_zero, overwrite};
+pub(crate) use transfer::{accumulate, copy_into, fill_zero, overwrite, overwrite_bytes};
 
 /// Shape, dtype and device of a tensor: all that `Op::infer` sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

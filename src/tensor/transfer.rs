@@ -69,13 +69,7 @@ pub(crate) fn overwrite<T: Element>(dst: &Tensor, values: &[T]) -> Result<()> {
         let message = format!("{} values of {} into {}", values.len(), T::DTYPE, dst.meta());
         return Err(Error::shape("overwrite", message));
     }
-    let mut target = dst.write("overwrite")?;
-    let bytes = bytemuck::cast_slice(values);
-    match dst.device() {
-        Device::Cpu => target.bytes().copy_from_slice(bytes),
-        device => device.gpu()?.upload(target.address(), bytes)?,
-    }
-    Ok(())
+    overwrite_bytes(dst, bytemuck::cast_slice(values))
 }
 
 /// Overwrites contiguous `dst` by zeros.
@@ -101,7 +95,7 @@ pub(crate) fn fill(dst: &Tensor, value: f64) -> Result<()> {
 
 /// Overwrites contiguous `dst` by host bytes, as many as it has. On a GPU they may be reused when this returns; nothing waits.
 #[track_caller]
-pub(crate) fn overwrite(dst: &Tensor, bytes: &[u8]) -> Result<()> {
+pub(crate) fn overwrite_bytes(dst: &Tensor, bytes: &[u8]) -> Result<()> {
     let span = dst.byte_span().len();
     if span != bytes.len() || !dst.is_contiguous() {
         return Err(Error::internal(format!("{} bytes over a tensor of {span}", bytes.len())));

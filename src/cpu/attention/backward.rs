@@ -109,7 +109,15 @@ pub fn backward<'a, T: Float<Acc = A>, A: Real>(
                 (dv_here, dv) = dv.split_rows(count);
                 let range = start.min(sequence.keys)..(start + count).min(sequence.keys);
                 let (heads, dkv) = (heads.clone(), Some((dk_here, dv_here)));
-                pieces.push(Piece { sequence, kv_head, heads, queries: 0..queries, keys: range, dq: vec![], dkv });
+                pieces.push(Piece {
+                    sequence,
+                    kv_head,
+                    heads,
+                    queries: 0..queries,
+                    keys: range,
+                    dq: vec![],
+                    dkv,
+                });
             }
         }
     }
@@ -157,7 +165,8 @@ impl<T: Float<Acc = A>, A: Real> Piece<'_, T> {
     fn run(self, problem: &Problem<'_, T>, given: &Gradients<'_, T>, isa: Isa, scratch: [&mut [A]; 8]) {
         let Piece { sequence, kv_head, heads, queries, keys, dq, dkv } = self;
         let mut stores: Vec<Vec<A>> = vec![vec![]; dq.len()];
-        let (mut dq, dq_out): (Vec<_>, Vec<_>) = dq.into_iter().zip(&mut stores).map(|(m, s)| wide(m, s)).unzip();
+        let (mut dq, dq_out): (Vec<_>, Vec<_>) =
+            dq.into_iter().zip(&mut stores).map(|(m, s)| wide(m, s)).unzip();
         let (mut dk_store, mut dv_store) = (vec![], vec![]);
         let (mut dkv, dkv_out) = match dkv {
             Some((dk, dv)) => {
@@ -295,7 +304,13 @@ impl<T: Float<Acc = A>, A: Real> Tiles<'_, T> {
     }
 
     /// dk += dsᵀ q, dv += pᵀ do.
-    fn add_keys(&mut self, rows: Range<usize>, keys: Range<usize>, mut dk: MatMut<'_, A>, mut dv: MatMut<'_, A>) {
+    fn add_keys(
+        &mut self,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        mut dk: MatMut<'_, A>,
+        mut dv: MatMut<'_, A>,
+    ) {
         let (pitch, width) = (self.pitch(), self.problem.width);
         let strip = self.isa.shape::<A>().rows[0];
         let [q, dy, _, _, _, p, ds, _] = &self.scratch;

@@ -5,8 +5,8 @@
 use std::ops::RangeInclusive;
 
 use super::{
-    Sdpa, Setting, Vectors, WHY, attend, cpu, deliver, expect_integers, expect_results, given, gpu, result_metas,
-    scale_of, split_heads, vectors, with_rows, zero,
+    Sdpa, Setting, Vectors, WHY, attend, cpu, deliver, expect_integers, expect_results, given, gpu,
+    result_metas, scale_of, split_heads, vectors, with_rows, zero,
 };
 use crate::cpu::pool::Block;
 use crate::device::Stream;
@@ -44,7 +44,11 @@ impl PackedAttention {
 
 /// Queries, keys and values of a packed buffer whose dimensions `[batch, head, row]` these are; without a batch dimension any
 /// will do.
-pub(super) fn parts<'a, T: Element>(view: &View<'a>, setting: &Setting, dims: [usize; 3]) -> [Vectors<'a, T>; 3] {
+pub(super) fn parts<'a, T: Element>(
+    view: &View<'a>,
+    setting: &Setting,
+    dims: [usize; 3],
+) -> [Vectors<'a, T>; 3] {
     let all = vectors::<T>(view, dims);
     let from = |head: usize| Vectors { data: all.data.get(head * all.head..).unwrap_or(&[]), ..all };
     [from(0), from(setting.heads), from(setting.heads + setting.kv_heads)]
@@ -196,7 +200,11 @@ impl Op for PackedAttentionBackward {
             inputs.extend(lengths.map(|l| Arg::typed(&[batch], Values::Exactly(l.to_vec()), DType::I64)));
             Case { op, inputs }
         });
-        Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(16.0, WHY), list: list.collect() }
+        Cases {
+            dtypes: &[DType::F32, DType::F64],
+            tolerance: Tolerance::Sum(16.0, WHY),
+            list: list.collect(),
+        }
     }
 }
 
@@ -210,7 +218,8 @@ impl Tensor {
     #[track_caller]
     pub fn packed_attention(&self, heads: usize, kv_heads: usize, options: Sdpa<'_>) -> Result<Tensor> {
         let width = if self.rank() == 4 { self.dims()[3] } else { 1 };
-        let op = PackedAttention { heads, kv_heads, causal: options.causal, scale: scale_of(&options, width) };
+        let op =
+            PackedAttention { heads, kv_heads, causal: options.causal, scale: scale_of(&options, width) };
         attend(op, &[self], &options)
     }
 }

@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::packed::{parts, split_parts};
 use super::{
-    Sdpa, Sequence, Setting, WHY, cpu, deliver, expect_integers, expect_results, given_flat, gpu, integers, result_metas,
-    scale_of, with_rows, zero,
+    Sdpa, Sequence, Setting, WHY, cpu, deliver, expect_integers, expect_results, given_flat, gpu, integers,
+    result_metas, scale_of, with_rows, zero,
 };
 use crate::device::Stream;
 use crate::ops::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run, same_float};
@@ -31,7 +31,9 @@ pub struct SegmentedAttention {
 
 /// The error for bounds of segments that do not ascend from 0 to `total`; `value` is the first that is wrong.
 pub(super) fn bad_bound(value: i64, at: u64, total: usize) -> Error {
-    Error::argument(format!("bound {at} of the segments is {value}; bounds ascend from 0 to {total}, the number of rows"))
+    Error::argument(format!(
+        "bound {at} of the segments is {value}; bounds ascend from 0 to {total}, the number of rows"
+    ))
 }
 
 impl SegmentedAttention {
@@ -201,7 +203,11 @@ impl Op for SegmentedAttentionBackward {
             ];
             Case { op, inputs }
         });
-        Cases { dtypes: &[DType::F32, DType::F64], tolerance: Tolerance::Sum(16.0, WHY), list: list.collect() }
+        Cases {
+            dtypes: &[DType::F32, DType::F64],
+            tolerance: Tolerance::Sum(16.0, WHY),
+            list: list.collect(),
+        }
     }
 }
 
@@ -225,7 +231,8 @@ impl Tensor {
             return Err(Error::argument(message).with_op(SegmentedAttention::NAME));
         }
         let width = if self.rank() == 3 { self.dims()[2] } else { 1 };
-        let op = SegmentedAttention { heads, kv_heads, causal: options.causal, scale: scale_of(&options, width) };
+        let op =
+            SegmentedAttention { heads, kv_heads, causal: options.causal, scale: scale_of(&options, width) };
         Ok(run(op, &[self, segments])?.swap_remove(0))
     }
 }

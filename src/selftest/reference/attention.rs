@@ -73,7 +73,8 @@ impl Problem<'_> {
                 let log = max + sum.ln();
                 lse.push((log, moved + max.abs() + log.abs() + Dd::ONE));
                 for d in 0..self.width {
-                    let terms = || scores.iter().zip(&weights).map(|(s, &p)| (s, p * self.get(2, b, h, s.key, d)));
+                    let terms =
+                        || scores.iter().zip(&weights).map(|(s, &p)| (s, p * self.get(2, b, h, s.key, d)));
                     let rounding = |(s, t): (&Score, Dd)| t.abs() * (s.size + moved + dd(1.0 + own));
                     let at = ((b * self.rows[0] + i) * self.heads + h) * self.width + d;
                     o[at] = (terms().map(|(_, t)| t).sum(), terms().map(rounding).sum());

@@ -25,8 +25,11 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
         let (cosine, sine) = (dd(table.data[row]), dd(table.data[row + half]));
         // The imaginary part of the factor, and what it multiplies.
         let sine = if op.inverse { -sine } else { sine };
-        let (own, other) =
-            if j < half { (at(i) * cosine, -(at(i + half) * sine)) } else { (at(i) * cosine, at(i - half) * sine) };
+        let (own, other) = if j < half {
+            (at(i) * cosine, -(at(i + half) * sine))
+        } else {
+            (at(i) * cosine, at(i - half) * sine)
+        };
         (own + other, own.abs() + other.abs())
     });
     Some(vec![Expected::scaled(&x.shape, x.dtype, values.collect())])
