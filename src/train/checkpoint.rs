@@ -10,10 +10,12 @@ use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
+use super::lm::LmFile;
 use super::log;
 use super::metrics::Metrics;
-use super::model::{Architecture, Model, from_host, to_host};
+use super::model::{Architecture, Model};
 use super::spec::TrainConfig;
+use super::weights::{from_host, to_host};
 use crate::data::{Position, Preparation, Task};
 use crate::io::HostTensor;
 use crate::io::folder::{self, Folder};
@@ -210,13 +212,34 @@ pub fn remove(dir: &Path) -> Result<()> {
 }
 
 /// Reads TOML of `dir`'s file `name`.
-fn read_toml<T: for<'de> Deserialize<'de>>(folder: &Folder, name: &str) -> Result<T> {
+pub(super) fn read_toml<T: for<'de> Deserialize<'de>>(folder: &Folder, name: &str) -> Result<T> {
     parse_toml(&folder.path().join(name), &folder.read(name)?)
 }
 
-fn parse_toml<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T> {
+pub(super) fn parse_toml<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T> {
     let text = std::str::from_utf8(bytes).map_err(|e| Error::data(path, "not UTF-8").caused_by(e))?;
     toml::from_str(text).map_err(|e| Error::data(path, e.message().to_owned()))
+}
+
+/// What kind of model a `model.toml` is of, where it says so; models of tables and pictures do not.
+///
+/// # Errors
+/// Kind `Data`: not TOML, a newer format.
+pub(super) fn kind_of(path: &Path, bytes: &[u8]) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+        kind: Option<String>,
+    }
+    let version: Version = parse_toml(path, bytes)?;
+    if version.format > FORMAT {
+        let message = format!(
+            "the model has format {}, this version of warpsmith reads up to {FORMAT}",
+            version.format
+        );
+        return Err(Error::data(path, message).with_help("use a newer warpsmith"));
+    }
+    Ok(version.kind)
 }
 
 impl ModelFile {
@@ -225,17 +248,12 @@ impl ModelFile {
     /// # Errors
     /// Kind `Data`: not TOML, a newer format, a network that does not fit its inputs or itself.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<ModelFile> {
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
-        }
-        let version: Version = parse_toml(path, bytes)?;
-        if version.format > FORMAT {
-            let message = format!(
-                "the model has format {}, this version of warpsmith reads up to {FORMAT}",
-                version.format
-            );
-            return Err(Error::data(path, message).with_help("use a newer warpsmith"));
+        if let Some(kind) = kind_of(path, bytes)? {
+            let help = match kind.as_str() {
+                LmFile::KIND => "a language model answers to `warpsmith generate`",
+                _ => "use a newer warpsmith",
+            };
+            return Err(Error::data(path, format!("this is a model of kind {kind:?}")).with_help(help));
         }
         let file: ModelFile = parse_toml(path, bytes)?;
         let architecture = &file.architecture;

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+pub mod lm;
 pub mod log;
 pub mod metrics;
 mod model;
@@ -31,6 +32,7 @@ pub mod report;
 mod spec;
 mod trainer;
 pub mod tune;
+pub(crate) mod weights;
 
 pub use checkpoint::Judge;
 pub use metrics::Metrics;

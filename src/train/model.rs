@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{self, Metrics};
 use super::network::{self, Network, SummaryRow};
 use super::spec::Hidden;
+use super::weights;
 use crate::data::{Store, Target, Targets, Task};
 use crate::io::HostTensor;
 use crate::nn::{Cx, Module, Scope, Sequential};
 use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
 use crate::param::Precision;
 use crate::tensor::no_grad;
-use crate::{Arena, Device, Error, ErrorKind, Result, Shape, Tensor};
+use crate::{Arena, Device, Error, Result, Tensor};
 
 /// All that is needed to build a network again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -318,52 +319,19 @@ impl Model {
         }
     }
 
-    /// All parameters, then all buffers, by name, copied to host memory.
+    /// As [`weights::state`].
     pub fn state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
-        let params =
-            self.arena.params()?.into_iter().map(|param| Ok((param.name(), to_host(&param.get()?)?)));
-        let buffers = self.arena.buffers().into_iter();
-        params.chain(buffers.map(|buffer| Ok((buffer.name().to_owned(), to_host(buffer.get())?)))).collect()
+        weights::state(&self.arena)
     }
 
-    /// As [`Model::state`], with the f32 masters of 16-bit parameters in their place: what is worth keeping.
+    /// As [`weights::master_state`].
     pub fn master_state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
-        let mut state = self.state()?;
-        if let Some(master) = self.arena.master()? {
-            for (param, (_, tensor)) in self.arena.params()?.iter().zip(&mut state) {
-                let slice = master.narrow(0, param.offset(), param.shape().numel())?;
-                *tensor = to_host(&slice.reshape(param.shape())?)?;
-            }
-        }
-        Ok(state)
+        weights::master_state(&self.arena)
     }
 
-    /// Overwrites all parameters and buffers. Errors (kind `Data`) unless there is exactly one tensor of the right shape for
-    /// each.
-    pub fn load_state<'a>(&self, mut tensors: Vec<(&str, HostTensor<'a>)>) -> Result<()> {
-        let mut take = |name: &str, shape: Shape| {
-            let Some(at) = tensors.iter().position(|(n, _)| *n == name) else {
-                return Err(Error::new(ErrorKind::Data, format!("the weights lack {name:?}")));
-            };
-            let (_, tensor) = tensors.swap_remove(at);
-            if tensor.shape() != shape.dims() {
-                let message = format!("{name:?} has shape {:?}, the model needs {shape}", tensor.shape());
-                return Err(Error::new(ErrorKind::Data, message));
-            }
-            from_host(&tensor, self.arena.device())
-        };
-        for param in self.arena.params()? {
-            param.set(&take(&param.name(), param.shape())?)?;
-        }
-        for buffer in self.arena.buffers() {
-            buffer.set(&take(buffer.name(), buffer.get().shape())?)?;
-        }
-        match tensors.first() {
-            Some((name, _)) => {
-                Err(Error::new(ErrorKind::Data, format!("the model has no parameter {name:?}")))
-            }
-            None => Ok(()),
-        }
+    /// As [`weights::load_state`].
+    pub fn load_state(&self, tensors: Vec<(&str, HostTensor<'_>)>) -> Result<()> {
+        weights::load_state(&self.arena, tensors)
     }
 }
 
@@ -374,19 +342,4 @@ pub(crate) fn can_allocate(bytes: usize) -> bool {
     // An allocation that nobody sees may be left out, and is then taken for granted.
     std::hint::black_box(&probe);
     granted
-}
-
-/// A copy in host memory.
-pub(super) fn to_host(tensor: &Tensor) -> Result<HostTensor<'static>> {
-    let shape = tensor.dims().to_vec();
-    crate::dispatch!(tensor.dtype(), T => {
-        let values = tensor.to_vec::<T>()?;
-        HostTensor::new(tensor.dtype(), shape, bytemuck::cast_slice::<T, u8>(&values).to_vec())
-    })
-}
-
-/// A copy on `device`.
-pub(super) fn from_host(tensor: &HostTensor<'_>, device: Device) -> Result<Tensor> {
-    let shape = Shape::new(tensor.shape())?;
-    crate::dispatch!(tensor.dtype(), T => Tensor::from_slice(&tensor.to_vec::<T>()?, shape, device))
 }
