@@ -390,8 +390,8 @@ impl Op for AttentionBackward {
     fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
         let setting = Attention { causal: self.causal, scale: self.scale }.of(Self::NAME, inputs)?;
         let qkv = gpu::Inputs::apart(stream, [&inputs[0], &inputs[1], &inputs[2]])?;
-        let results = gpu::Results::new(stream, [&inputs[3], &inputs[4], &inputs[5]], [0, 2, 1])?;
-        let grads = gpu::Grads::apart(outputs, &setting)?;
+        let results = gpu::Results::new(stream, [&inputs[3], &inputs[4], &inputs[5]])?;
+        let grads = gpu::Grads::apart(outputs, &setting);
         gpu::backward(stream, &setting, qkv, gpu::Extent::Lengths(inputs.get(6)), results, grads)
     }
 

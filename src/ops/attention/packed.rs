@@ -182,7 +182,7 @@ impl Op for PackedAttentionBackward {
     fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
         let setting = self.forward().setting(Self::NAME, &inputs[0].shape())?;
         let qkv = gpu::Inputs::packed(stream, &inputs[0], &setting, [0, 2, 1])?;
-        let results = gpu::Results::new(stream, [&inputs[1], &inputs[2], &inputs[3]], [0, 2, 1])?;
+        let results = gpu::Results::new(stream, [&inputs[1], &inputs[2], &inputs[3]])?;
         let grads = gpu::Grads::packed(&mut outputs[0], &setting);
         gpu::backward(stream, &setting, qkv, gpu::Extent::Lengths(inputs.get(4)), results, grads)
     }
