@@ -13,6 +13,8 @@ use toml::de::DeTable;
 
 use super::input::Source;
 use crate::data::{Augment, ClassWeights, ImageOptions, Sampler, SplitOptions, Task};
+use crate::data::text::TokenizerKind;
+use crate::optim::Capture;
 use crate::train::{Hidden, Network, OptimizerKind, PrecisionKind, ScheduleSpec, TrainConfig};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -28,13 +30,15 @@ pub(super) enum TaskChoice {
     Multiclass,
     /// A number
     Regression,
+    /// The next token of a text
+    Lm,
 }
 
 impl TaskChoice {
     /// The task; nothing for auto.
     pub(super) fn task(self) -> Option<Task> {
         match self {
-            TaskChoice::Auto => None,
+            TaskChoice::Auto | TaskChoice::Lm => None,
             TaskChoice::Binary => Some(Task::Binary),
             TaskChoice::Multiclass => Some(Task::Multiclass),
             TaskChoice::Regression => Some(Task::Regression),
@@ -66,6 +70,9 @@ pub(super) struct Settings {
     /// The share of the other rows that picks the best epoch and stops early [default: 0.1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Data")]
     pub(super) val_split: Option<f64>,
+    /// Text: char (those of the text), byte, or gpt2 [default: char; shards: what made them]
+    #[arg(long, value_name = "char|byte|gpt2", help_heading = "Data")]
+    pub(super) tokenizer: Option<TokenizerKind>,
     /// Use only the first N rows
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Data")]
     pub(super) limit: Option<usize>,
@@ -90,6 +97,25 @@ pub(super) struct Settings {
     /// [default: adam]
     #[arg(long, value_enum, help_heading = "Training")]
     pub(super) optimizer: Option<OptimizerKind>,
+    /// Text: the tokens that the model sees at once [default: 64; gpt2: 1024]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true, help_heading = "Model")]
+    pub(super) context: Option<usize>,
+    /// Text: optimiser steps, in total [default: 2000]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) steps: Option<u64>,
+    /// Text: steps between two looks at the validation part; 0: at the end only [default: 250]
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) eval_every: Option<u64>,
+    /// Text: into how many parts a batch is cut, to save memory [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
+    pub(super) micro_batches: Option<usize>,
+    /// Text: compute again in backward what a block did, instead of keeping it
+    #[arg(long, help_heading = "Training")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) recompute: bool,
+    /// Text: whether a step is recorded once and replayed, on a GPU [default: auto]
+    #[arg(long, value_enum, value_name = "on|off|auto", help_heading = "Run")]
+    pub(super) capture: Option<Capture>,
     /// Learning rate [default: 0.001; sgd: 0.01]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) lr: Option<f64>,
