@@ -10,9 +10,11 @@ mod answer;
 mod bench;
 mod doctor;
 mod extents;
+mod generate;
 mod info;
 mod input;
 mod interrupt;
+mod lm;
 mod output;
 mod progress;
 mod report;
@@ -84,6 +86,7 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     Eval(answer::EvalArgs),
     Predict(answer::PredictArgs),
+    Generate(generate::GenerateArgs),
     Report(report::ReportArgs),
     Info(info::InfoArgs),
     Bench(bench::BenchArgs),
@@ -122,6 +125,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => answer::eval(args),
         Command::Predict(args) => answer::predict(args),
+        Command::Generate(args) => generate::run(args),
         Command::Report(args) => report::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use super::input::Source;
-use crate::data::{Augment, ClassWeights, ImageOptions, Sampler, SplitOptions, Task};
 use crate::data::text::TokenizerKind;
+use crate::data::{Augment, ClassWeights, ImageOptions, Sampler, SplitOptions, Task};
 use crate::optim::Capture;
+use crate::train::lm::GptSpec;
 use crate::train::{Hidden, Network, OptimizerKind, PrecisionKind, ScheduleSpec, TrainConfig};
 use crate::{Device, Error, ErrorKind, Result};
 
@@ -52,7 +53,7 @@ impl TaskChoice {
 pub(super) struct Settings {
     /// What to learn from: digits (built in), fashion-mnist (installed), a CSV file (.gz too), a matrix and its targets, an
     /// archive of x and y (or x_train, y_train, x_test, y_test), a folder of IDX files, or one with a folder of pictures for
-    /// each class
+    /// each class; text: text (built in), a text file (.gz too), or token shards
     #[arg(long, value_name = "digits|fashion-mnist|F.csv|X.npy,Y.npy|F.npz|DIR", help_heading = "Data")]
     pub(super) data: Option<String>,
     /// The column to learn [default: the last one]
@@ -84,7 +85,7 @@ pub(super) struct Settings {
     pub(super) channels: Option<usize>,
 
     /// mlp:WIDTH,…, cnn[:CHANNELS,…], resnet:18|34|50, lstm:WIDTH[xLAYERS], gru:…, rnn:…, or a TOML file that describes a
-    /// network layer by layer [default: mlp:256,128]
+    /// network layer by layer; text: gpt:LAYERSxHEADSxWIDTH, gpt2, or a TOML file [default: mlp:256,128; text: gpt:4x4x128]
     #[arg(long, value_name = "NAME|F.toml", help_heading = "Model")]
     pub(super) model: Option<String>,
     /// The activation behind each hidden layer, of mlp and cnn [default: relu]
@@ -94,7 +95,7 @@ pub(super) struct Settings {
     #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
     pub(super) dropout: Option<f64>,
 
-    /// [default: adam]
+    /// [default: adam; text: adamw]
     #[arg(long, value_enum, help_heading = "Training")]
     pub(super) optimizer: Option<OptimizerKind>,
     /// Text: the tokens that the model sees at once [default: 64; gpt2: 1024]
@@ -119,17 +120,17 @@ pub(super) struct Settings {
     /// Learning rate [default: 0.001; sgd: 0.01]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) lr: Option<f64>,
-    /// Weight decay [default: 0; adamw: 0.01]
+    /// Weight decay [default: 0; adamw: 0.01; text: 0.1]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) weight_decay: Option<f64>,
     /// Momentum, of sgd and rmsprop [default: sgd 0.9, rmsprop 0]
     #[arg(long, value_name = "M", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) momentum: Option<f64>,
     /// constant, linear[:END_FACTOR], cosine[:MIN_LR], step:EPOCHS[,GAMMA], exponential[:GAMMA], one-cycle or
-    /// plateau[:FACTOR[,PATIENCE]] [default: constant]
+    /// plateau[:FACTOR[,PATIENCE]] [default: constant; text: cosine:0.0001]
     #[arg(long, help_heading = "Training")]
     pub(super) schedule: Option<ScheduleSpec>,
-    /// Epochs (or a fraction of one) over which the rate rises from 0 [default: 0]
+    /// Epochs (or a fraction of one; text: steps) over which the rate rises from 0 [default: 0; text: 100]
     #[arg(long, value_name = "EPOCHS", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) warmup: Option<f64>,
     /// The epochs that the schedule is laid out for, where more may follow [default: --epochs]
@@ -148,7 +149,7 @@ pub(super) struct Settings {
     /// [default: shuffled]
     #[arg(long, value_enum, help_heading = "Training")]
     pub(super) sampler: Option<Sampler>,
-    /// The largest global norm of the gradients [default: none]
+    /// The largest global norm of the gradients [default: none; text: 1]
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) clip: Option<f64>,
     /// In which types the network is computed and kept [default: f32]
@@ -157,7 +158,7 @@ pub(super) struct Settings {
     /// The most epochs, in total [default: 100]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) epochs: Option<u64>,
-    /// Rows a step [default: 32, fewer if the training part is smaller]
+    /// Rows a step [default: 32, fewer if the training part is smaller; text: 12 windows]
     #[arg(long, value_name = "ROWS", allow_negative_numbers = true, help_heading = "Training")]
     pub(super) batch: Option<usize>,
     /// Decides all random choices: the split, the initial weights, the order of the rows [default: 42]
@@ -254,8 +255,12 @@ impl Settings {
                 Source::parse(text).map_err(|e| e.context(flag))?;
             }
         }
-        if let Some(model) = self.model.as_deref().filter(|model| !is_description(model)) {
+        let named = |model: &&str| !is_description(model);
+        if let Some(model) = self.model.as_deref().filter(named) {
             // What goes with what is judged when all settings are together.
+            if model.starts_with("gpt") {
+                return model.parse::<GptSpec>().map(drop).map_err(|e| e.context("--model"));
+            }
             Network::by_name(model, None, None).map_err(|e| e.context("--model"))?;
         }
         match self.device.as_deref().map(str::parse::<Device>) {
@@ -351,7 +356,7 @@ impl Settings {
 }
 
 /// Whether a model's text is the name of a file that is there.
-fn is_description(model: &str) -> bool {
+pub(super) fn is_description(model: &str) -> bool {
     model.ends_with(".toml") && Path::new(model).is_file()
 }
 

@@ -14,7 +14,7 @@ use super::interrupt;
 use super::output::{self, Log, figures, thousands};
 use super::progress::Progress;
 use super::settings::Settings;
-use super::{report, resume};
+use super::{lm, report, resume};
 use crate::data::{Dataset, DatasetOptions, ImageOptions, Schema, TargetUse, Task, batch_size};
 use crate::io::folder;
 use crate::train::log::TensorBoard;
@@ -46,6 +46,8 @@ Examples:
   warpsmith train --data X.npy,Y.npy --optimizer sgd --schedule cosine --warmup 1 --json
   warpsmith train --data fashion-mnist --augment flip,crop:2
   warpsmith train --data photos --image-size 64x64 --channels 3 --class-weights balanced
+  warpsmith train --task lm
+  warpsmith train --task lm --data books.txt --model gpt:6x6x384 --context 256 --batch 64 --steps 5000
   warpsmith train --resume runs/wine --epochs 300
   warpsmith train --report --tensorboard runs/events/first
 
@@ -65,6 +67,10 @@ pub(super) fn run(args: TrainArgs, start: Instant) -> Result<()> {
     let settings = Settings::layered(args.settings, args.config.as_deref())?;
     let log = Log { quiet: settings.quiet };
     let device = super::open_device(settings.device.as_deref(), &log)?;
+    if lm::is_asked_for(&settings)? {
+        return super::with_threads(settings.threads, || lm::run(&settings, device, log, start));
+    }
+    lm::check_flags(&settings, false)?;
     let stop = interrupt::flag_on_interrupt(log, interrupt::SAVING)?;
     super::with_threads(settings.threads, || {
         let run = match &settings.resume {
