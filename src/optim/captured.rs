@@ -314,6 +314,7 @@ struct PushLoss {
 
 impl Op for PushLoss {
     const NAME: &'static str = "push_loss";
+    const UPDATES: bool = true;
     const INPUTS: RangeInclusive<usize> = 1..=1;
     const ACCUMULATES: bool = true;
 
