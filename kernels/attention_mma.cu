@@ -100,13 +100,21 @@ template <class Op> WS_FN f32 flash_row(f32 x) {
 template <class T, u32 WIDE>
 WS_FN void flash_store(T* to, const f32 (&sum)[WIDE / 8][4], u32 h, f32 factor, u32 column, u32 width) {
     const u32 lane = threadIdx.x % 32;
+    // Results may start anywhere; which kernel makes them must not depend on that.
+    const bool whole = reinterpret_cast<size_t>(to) % 4 == 0;
 #pragma unroll
     for (u32 j = 0; j < WIDE / 8; ++j) {
         const u32 d = column + j * 8 + lane % 4 * 2;
         Vec<T, 2> pair;
         pair.v[0] = from_f32<T>(sum[j][2 * h] * factor);
         pair.v[1] = from_f32<T>(sum[j][2 * h + 1] * factor);
-        if (d < width) store_vec(to + d, pair);
+        if (d >= width) continue;
+        if (whole) {
+            store_vec(to + d, pair);
+        } else {
+            to[d] = pair.v[0];
+            to[d + 1] = pair.v[1];
+        }
     }
 }
 
