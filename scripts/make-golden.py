@@ -73,6 +73,16 @@ def layers():
         far = torch.tensor([[1000.0, 999.0, -1000.0], [-2000.0, -2001.0, -2000.5]], dtype=torch.float64)
         add(f"{name}_far", name, lambda x: function(x, 1), {"x": far}, args={"dim": 1})
 
+    def attention(causal, scale):
+        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+
+    add("attention_causal", "attention", attention(True, None),
+        {"q": grid(2, 2, 5, 4, seed=16), "k": grid(2, 2, 5, 4, seed=17), "v": grid(2, 2, 5, 4, seed=18)}, args={"causal": True})
+    # Four heads share two of keys and values; more keys than queries.
+    add("attention_grouped", "attention", attention(False, 0.25),
+        {"q": grid(1, 4, 3, 6, seed=19, scale=2.0), "k": grid(1, 2, 7, 6, seed=20), "v": grid(1, 2, 7, 6, seed=21)},
+        args={"causal": False, "scale": 0.25})
+
     # Zero, both signs, and values where exp and erf saturate.
     points = [0.0625, 0.5, 1.0, 1.5, 3.0, 6.0, 20.0, 100.0]
     points = torch.tensor([-v for v in reversed(points)] + [0.0] + points, dtype=torch.float64)

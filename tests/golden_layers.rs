@@ -8,7 +8,7 @@ use golden::{assert_close, dims, tensor};
 use serde_json::Value;
 use warpsmith::autograd::backward_from;
 use warpsmith::nn::{Activation, Cx, Fan, Init, LayerNorm, Linear, Module, Scope, Sequential, gain};
-use warpsmith::ops::{BceWithLogits, CrossEntropy, KlDiv, Reduction, distillation_loss};
+use warpsmith::ops::{BceWithLogits, CrossEntropy, KlDiv, Reduction, Sdpa, distillation_loss};
 use warpsmith::{Arena, DType, Device, Result, Shape, Tensor};
 
 fn reduction(case: &Value) -> Reduction {
@@ -38,6 +38,15 @@ fn call(case: &Value, inputs: &BTreeMap<&str, Tensor>) -> Result<Tensor> {
         ),
         "rms_norm" => first().rms_norm(dims(&case["args"]["normalized_shape"]), get("weight"), arg("eps")),
         "embedding" => get("weight").unwrap().embedding(get("ids").unwrap()),
+        "attention" => get("q").unwrap().scaled_dot_product_attention(
+            get("k").unwrap(),
+            get("v").unwrap(),
+            Sdpa {
+                causal: case["args"]["causal"].as_bool().unwrap(),
+                scale: case["args"]["scale"].as_f64(),
+                lengths: None,
+            },
+        ),
         "softmax" => first().softmax(arg("dim") as isize),
         "log_softmax" => first().log_softmax(arg("dim") as isize),
         "relu" => first().relu(),
@@ -96,7 +105,7 @@ fn compare(file: &str, least: usize) {
 
 #[test]
 fn layers_follow_pytorch() {
-    compare("layers", 28);
+    compare("layers", 30);
 }
 
 #[test]

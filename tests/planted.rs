@@ -182,6 +182,23 @@ const FAULTS: &[Fault] = &[
         keep: "f32",
         cases: "cumsum",
     },
+    // A stage that is read before it is published; a query that sees the key behind its own.
+    Fault {
+        file: "attention_mma.cu",
+        from: "        __syncthreads();      // publishes stage `now`; the other one has been read\n        if (first + OTHER < end)",
+        to: "        if (first + OTHER < end)",
+        kernel: "attention_mma.flash_forward",
+        keep: "",
+        cases: "attention",
+    },
+    Fault {
+        file: "core/attention.cuh",
+        from: "const i64 end = i64(i) + shift + 1;",
+        to: "const i64 end = i64(i) + shift + 2;",
+        kernel: "attention.attention_keys",
+        keep: "f32",
+        cases: "attention_backward",
+    },
     // A gradient that does not pass the forget gate; a bias outside of the reset gate.
     Fault {
         file: "recurrent.cu",
