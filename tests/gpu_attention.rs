@@ -21,7 +21,12 @@ fn tensor(name: &str, shape: &[usize], dtype: DType, device: Device) -> Tensor {
 }
 
 /// The result and the gradient of the packed buffer.
-fn packed(device: Device, dtype: DType, [b, t, h, kv, d]: [usize; 5], lengths: Option<&[i32]>) -> [Vec<f64>; 2] {
+fn packed(
+    device: Device,
+    dtype: DType,
+    [b, t, h, kv, d]: [usize; 5],
+    lengths: Option<&[i32]>,
+) -> [Vec<f64>; 2] {
     let qkv = tensor("qkv", &[b, t, h + 2 * kv, d], dtype, device).as_leaf().unwrap();
     let lengths = lengths.map(|l| Tensor::from_slice(l, [b], device).unwrap());
     let options = Sdpa { causal: true, lengths: lengths.as_ref(), ..Sdpa::default() };
@@ -36,7 +41,10 @@ fn near(got: &[f64], want: &[f64], dtype: DType, what: &str) {
     let most = want.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
     let bound = 4.0 * dtype.unit_roundoff().max(2e-6) * most;
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= bound, "{what} {dtype}: [{i}] is {got}, expected {want} within {bound}");
+        assert!(
+            (got - want).abs() <= bound,
+            "{what} {dtype}: [{i}] is {got}, expected {want} within {bound}"
+        );
     }
 }
 

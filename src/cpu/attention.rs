@@ -27,6 +27,8 @@ pub use backward::{Gradients, backward};
 const CHUNK: usize = 128;
 /// Keys of a tile of the forward.
 const KEYS: usize = 128;
+/// What lines of turned tiles are longer by than their keys: powers of two would meet in a few sets of the cache.
+const GAP: usize = 16;
 
 /// Vectors of some heads: that of head h at position t of batch row b starts at `b · batch + h · head + t · row`, contiguous.
 #[derive(Clone, Copy)]
@@ -195,13 +197,13 @@ pub fn forward<'a, T: Float<Acc = A>, A: Real>(
     let (strip, pitch) = (shape.rows[0], problem.width.next_multiple_of(shape.lanes));
     let most = pieces.iter().map(|p| p.results.lse.len()).max().unwrap_or(0);
     let lengths = [
-        most * pitch,         // queries
-        most * pitch,         // sums of values
-        KEYS * pitch,         // keys, then values
-        problem.width * KEYS, // keys, turned
-        strip * KEYS,         // scores
-        most,                 // maxima
-        most,                 // sums
+        most * pitch,                 // queries
+        most * pitch,                 // sums of values
+        KEYS * pitch,                 // keys, then values
+        problem.width * (KEYS + GAP), // keys, turned
+        strip * KEYS,                 // scores
+        most,                         // maxima
+        most,                         // sums
     ];
     let shelf = Shelf::new(pieces.len(), lengths.iter().sum::<usize>() * size_of::<A>())?;
     par::each(pieces.len(), pieces.into_iter(), |piece| {
@@ -229,7 +231,7 @@ impl<T: Float<Acc = A>, A: Real> Piece<'_, T> {
             // Few queries are not worth turning the keys for.
             let turned = count > 2;
             if turned {
-                turn(rows, pitch, (keys, width), kt, KEYS);
+                turn(rows, pitch, (keys, width), kt, KEYS + GAP);
             } else {
                 dots(q, rows, pitch, (count, keys), s);
             }
@@ -243,7 +245,7 @@ impl<T: Float<Acc = A>, A: Real> Piece<'_, T> {
                 }
                 if turned {
                     let a = Rows { data: &q[r * pitch..], row_stride: pitch, col_stride: 1 };
-                    product(isa, width, a, kt, KEYS, MatMut::new(s, n, wide, KEYS), false);
+                    product(isa, width, a, kt, KEYS + GAP, MatMut::new(s, n, wide, KEYS), false);
                 }
                 vectorize::<A, _>(
                     #[inline(always)]

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::strips::product;
-use super::{Problem, Sequence, Shelf, Vectors, cut, load, turn};
+use super::{GAP, Problem, Sequence, Shelf, Vectors, cut, load, turn};
 use crate::Result;
 use crate::cpu::par;
 use crate::cpu::reduce::vectorize;
@@ -17,6 +17,8 @@ use crate::dtype::{Float, Real};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
+/// Length of a line of a turned tile.
+const LINE: usize = TILE + GAP;
 /// Keys (queries) that a task takes where dq goes apart from dk and dv.
 const CHUNK: usize = 128;
 /// From so many groups of heads on all gradients are made in one pass.
@@ -125,7 +127,7 @@ pub fn backward<'a, T: Float<Acc = A>, A: Real>(
     let pitch = problem.width.next_multiple_of(isa.shape::<A>().lanes);
     let vectors = TILE * pitch;
     let square = TILE * TILE;
-    let turned = problem.width * TILE;
+    let turned = problem.width * LINE;
     let lengths = [vectors, vectors, vectors, turned, turned, square, square, TILE];
     let shelf = Shelf::new(pieces.len(), lengths.iter().sum::<usize>() * size_of::<A>())?;
     par::each(pieces.len(), pieces.into_iter(), |piece| {
@@ -237,9 +239,9 @@ impl<T: Float<Acc = A>, A: Real> Tiles<'_, T> {
         let place = (s.batch, kv_head, s.first + keys.start, keys.len());
         let [_, _, k, kt, vt, ..] = &mut self.scratch;
         load(&self.problem.v, place, width, A::ONE, k, pitch);
-        turn(k, pitch, (keys.len(), width), vt, TILE);
+        turn(k, pitch, (keys.len(), width), vt, LINE);
         load(&self.problem.k, place, width, A::ONE, k, pitch);
-        turn(k, pitch, (keys.len(), width), kt, TILE);
+        turn(k, pitch, (keys.len(), width), kt, LINE);
         if rows {
             load(&self.problem.k, place, width, A::of(self.problem.scale), k, pitch);
         }
@@ -268,8 +270,8 @@ impl<T: Float<Acc = A>, A: Real> Tiles<'_, T> {
             let most = Self::seen(&s, rows.start + r + n - 1, &keys);
             let (p, ds) = (&mut p[r * TILE..], &mut ds[r * TILE..]);
             let of = |data| Rows { data, row_stride: pitch, col_stride: 1 };
-            product(self.isa, width, of(&q[r * pitch..]), kt, TILE, MatMut::new(p, n, most, TILE), false);
-            product(self.isa, width, of(&dy[r * pitch..]), vt, TILE, MatMut::new(ds, n, most, TILE), false);
+            product(self.isa, width, of(&q[r * pitch..]), kt, LINE, MatMut::new(p, n, most, TILE), false);
+            product(self.isa, width, of(&dy[r * pitch..]), vt, LINE, MatMut::new(ds, n, most, TILE), false);
             vectorize::<A, _>(
                 #[inline(always)]
                 || {

@@ -55,7 +55,12 @@ impl<'a> Inputs<'a> {
     }
 
     /// Of one tensor whose dimensions `[batch, head, row]` these are.
-    pub fn packed(stream: &'a Stream, view: &View<'a>, setting: &Setting, dims: [usize; 3]) -> Result<Inputs<'a>> {
+    pub fn packed(
+        stream: &'a Stream,
+        view: &View<'a>,
+        setting: &Setting,
+        dims: [usize; 3],
+    ) -> Result<Inputs<'a>> {
         let (buffer, mut steps) = rows(stream, view, dims)?;
         // Without a batch dimension any stands for it.
         steps[0] = if setting.batch > 1 { steps[0] } else { 0 };
@@ -144,7 +149,8 @@ pub(super) struct Grads<'a> {
 
 impl<'a> Grads<'a> {
     pub fn apart(outputs: &'a mut [Out<'_>], setting: &Setting) -> Grads<'a> {
-        let plane = |heads: usize, rows: usize| [heads * rows * setting.width, rows * setting.width, setting.width];
+        let plane =
+            |heads: usize, rows: usize| [heads * rows * setting.width, rows * setting.width, setting.width];
         let steps = [plane(setting.heads, setting.queries), plane(setting.kv_heads, setting.keys)];
         Grads { buffers: outputs.iter_mut().map(Out::dst).collect(), offsets: [0; 3], steps }
     }
