@@ -138,9 +138,9 @@ impl Windows {
         let starts = self.starts();
         let words = Philox::for_step(seed, WINDOW_SITE, step as u32);
         batch.clear(self.batch, self.context);
-        for row in first_row..first_row + self.batch as u64 {
+        for row in (0..self.batch as u64).map(|row| first_row.wrapping_add(row)) {
             // Words of its own for each row, far more than a draw can need; steps beyond 2³² have others.
-            let mut place = words.sequence((step >> 32) << 40 | row * 16).below(starts);
+            let mut place = words.sequence(((step >> 32) << 40) | row.wrapping_mul(16)).below(starts);
             for piece in 0..self.corpus.pieces() {
                 let here = self.corpus.tokens(piece).len().saturating_sub(self.context) as u64;
                 if place < here {
