@@ -252,6 +252,24 @@ fn divergence_exits_with_1_and_names_the_step() {
     place.refuses(line, 1, &["diverged", "step"]);
 }
 
+/// In f16 a step whose gradients are not finite is skipped; too many in a row end the run, and the checkpoint stays.
+#[test]
+fn overflow_of_f16_is_skipped_counted_and_at_last_an_error() {
+    let place = Place::new("overflow");
+    place.write(
+        "y.csv",
+        (0..64).fold("a,b,y\n".to_owned(), |t, i| t + &format!("{},{},{}.5\n", i, i * i % 7, 3 * i)),
+    );
+    let line = "train --data y.csv --precision f16 --optimizer sgd --batch 1 --out m --quiet";
+    // The first scale is too large for the products of some layer, or none is; either way it is counted.
+    let value = place.json(&format!("{line} --epochs 2 --lr 1e-4"));
+    let (steps, skipped) = (value["steps"].as_u64().unwrap(), value["skipped_steps"].as_u64().unwrap());
+    assert!(skipped < steps / 4, "{value}");
+    let before = place.files("m");
+    place.refuses(&format!("{line} --lr 1e6"), 1, &["diverged", "20 steps in a row", "bf16"]);
+    assert!(before == place.files("m"));
+}
+
 /// One step an epoch, so that what went wrong is found at the epoch's end.
 #[test]
 fn divergence_at_the_end_of_an_epoch_names_the_parameter() {

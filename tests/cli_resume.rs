@@ -31,6 +31,8 @@ fn resuming_equals_the_uninterrupted_run() {
         "--data fruit.csv --optimizer adamw --schedule cosine --horizon 6 --batch 40",
         "--data fruit.csv --optimizer rmsprop --momentum 0.5 --schedule plateau:0.5,1 --lr 0.01",
         "--limit 300 --test-split 0.1 --val-split 0 --model mlp:20",
+        "--data fruit.csv --precision bf16 --optimizer adamw --dropout 0.3",
+        "--data fruit.csv --precision f16 --lr 0.01",
     ]
     .iter()
     .enumerate()
@@ -69,6 +71,7 @@ fn contradictions_name_both_values() {
     for (flag, both) in [
         ("--lr 0.5", ["0.5", "0.001"]),
         ("--seed 4", ["4", "3"]),
+        ("--precision bf16", ["bf16", "f32"]),
         ("--model mlp:8", ["mlp:8", "mlp:16"]),
         ("--data other.csv", ["other.csv", "fruit.csv"]),
         ("--data digits", ["digits", "fruit.csv"]),

@@ -15,6 +15,10 @@ mod parse;
 
 use std::process::{Command, Output};
 
+use warpsmith::optim::{AdamW, Optimizer};
+use warpsmith::param::{LossScale, Precision, StateDType};
+use warpsmith::{Arena, DType, Device, Result};
+
 /// A text in a file below `kernels/` and what replaces it; the kernel that shows it, as `unit.kernel`, and of its instances'
 /// functors and types those to build (all functors and the first type, if none is named); how the cases begin of which
 /// some must fail.
@@ -379,6 +383,59 @@ fn every_planted_fault_makes_the_cases_fail() {
         }
     }
     assert_eq!(unseen, "", "no case failed with these faults in the kernels");
+}
+
+/// Faults of the optimisers' kernels, which have no cases: AdamW in f16 with states of bytes and a loss scale that grows.
+const UPDATES: &[(&str, &str)] = &[
+    // A barrier that publishes, left out.
+    ("    __syncthreads();\n    if (!live || skip) return;", "    if (!live || skip) return;"),
+    // Gradients divided by the scale of the next step.
+    ("floats[CLIP] / floats[UNSCALE]", "floats[CLIP] / floats[LOSS_SCALE]"),
+    // Another half of the random words.
+    (
+        "close_state<TOP1>(v1, state1, at, random, high, 16)",
+        "close_state<TOP1>(v1, state1, at, random, high, 0)",
+    ),
+    // A scale for the wrong block.
+    (
+        "if (threadIdx.x % 32 == 0) state.scale[at / ALIGN] = scale;",
+        "if (threadIdx.x % 32 == 0) state.scale[at / 2048] = scale;",
+    ),
+];
+
+/// All that two steps leave.
+fn updated(device: Device) -> Result<Vec<f64>> {
+    let scale = LossScale::Dynamic { initial: 4.0, growth: 2.0, backoff: 0.5, interval: 1 };
+    let precision = Precision::f16().with_loss_scale(scale).with_states(StateDType::Int8);
+    let arena = Arena::with_precision(precision, device)?;
+    let w = arena.register("w", 600, &vec![0.5; 600])?;
+    let mut adam = Optimizer::new(&arena, AdamW::default(), 0.1)?;
+    for _ in 0..2 {
+        let w = w.get()?.to_dtype(DType::F32)?;
+        arena.backward(&w.mul(&w)?.sum(&[], false)?)?;
+        adam.step()?;
+    }
+    let mut all = arena.values()?.to_f64_vec()?;
+    for (_, state) in arena.states()? {
+        all.extend(state.to_f64_vec()?);
+    }
+    Ok(all)
+}
+
+#[test]
+fn every_fault_planted_in_the_update_is_seen() {
+    let want = updated(Device::Cpu).unwrap();
+    let on = |(from, to): (&'static str, &'static str)| {
+        let (file, kernel, keep, cases) = ("optim.cu", "optim.update", "f16 AdamW", "");
+        let library = library(&Fault { file, from, to, kernel, keep, cases });
+        let device = format!("sim:random,checked,seed=1,library={}", library.display());
+        updated(device.parse().unwrap())
+    };
+    let barrier = "    __syncthreads();\n    if (!live || skip) return;";
+    assert_eq!(on((barrier, barrier)).unwrap(), want, "without a fault");
+    for &fault in UPDATES {
+        assert!(!on(fault).is_ok_and(|got| got == want), "{fault:?} was not seen");
+    }
 }
 
 #[test]

@@ -251,3 +251,86 @@ impl Code {
         scale
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_16_bits_hold_is_kept_and_the_mean_of_all_else_is_exact() {
+        let numbers = [1.0f32, -1.7, 0.1, 3e-5, -6.1e-5, 2e-7, 65000.0, 1e-3];
+        for x in numbers {
+            let mean = |f: &dyn Fn(u32) -> f64| (0..=0xFFFF).map(f).sum::<f64>() / 65536.0;
+            let short = mean(&|noise| bf16_of(x, noise).to_f64());
+            assert!((short - f64::from(x)).abs() <= f64::from(x.abs()) * 1e-6, "{x:e}: {short:e}");
+            let short = mean(&|noise| f16_of(x, noise).to_f64());
+            // 2⁻¹³ of a unit, since three bits of the noise are not used; below 2⁻¹⁴ the sum with the noise is rounded.
+            let unit = f64::from(x.abs()).max(6.2e-5) / 1024.0;
+            assert!((short - f64::from(x)).abs() <= unit / 4000.0, "{x:e}: {short:e}");
+            for noise in [0, 1, 0x8000, 0xFFFF] {
+                let held = [bf16::from_f32(x).to_f32(), f16::from_f32(x).to_f32()];
+                assert_eq!(bf16_of(held[0], noise).to_f32(), held[0]);
+                assert_eq!(f16_of(held[1], noise).to_f32(), held[1]);
+            }
+        }
+        for noise in [0, 0xFFFF] {
+            assert!(bf16_of(f32::NAN, noise).is_nan() && f16_of(f32::NAN, noise).is_nan());
+            assert_eq!(bf16_of(f32::NEG_INFINITY, noise), bf16::NEG_INFINITY);
+            assert_eq!(f16_of(f32::INFINITY, noise), f16::INFINITY);
+            assert_eq!(f16_of(1e5, noise), f16::INFINITY);
+            assert_eq!(f16_of(-0.0, noise).to_bits(), 0x8000);
+        }
+        assert_eq!(f16_of(65519.0, 0xFFFF), f16::INFINITY);
+    }
+
+    /// A block of which the first is `x` and the last one the greatest magnitude there is.
+    fn block(x: f32) -> [f32; ALIGN] {
+        let mut block = [0.0; ALIGN];
+        (block[0], block[ALIGN - 1]) = (x, GREATEST);
+        block
+    }
+
+    fn through(code: Code, x: f32, noise: u32) -> f32 {
+        let (mut codes, mut back) = ([0; ALIGN], [0.0; ALIGN]);
+        let scale = code.encode(&block(x), Some(&[noise; ALIGN]), &mut codes);
+        code.decode(&codes, scale, &mut back);
+        assert_eq!(back[ALIGN - 1], GREATEST);
+        back[0]
+    }
+
+    #[test]
+    fn bytes_hold_their_own_values_and_the_mean_of_all_else_is_exact() {
+        for (unsigned, least) in [(false, 17), (true, 33)] {
+            let code = Code::new(unsigned);
+            for byte in 0..=255u8 {
+                let value = code.value(byte);
+                for noise in [0, HALF, 0xFFFF] {
+                    assert_eq!(through(code, value, noise).to_bits(), value.to_bits(), "{byte} {noise}");
+                }
+            }
+            for x in [1.0f32, 1.3, 0.77, 0.01, 1e-4, 1.3 / (1u64 << least) as f32] {
+                let mean = (0..=0xFFFF).map(|n| f64::from(through(code, x, n))).sum::<f64>() / 65536.0;
+                assert!((mean - f64::from(x)).abs() <= f64::from(x) * 1e-4, "{x:e}: {mean:e}");
+                let nearest = through(code, x, HALF);
+                assert!(x < 1e-4 || (nearest - x).abs() <= x / 16.0, "{x:e}: {nearest:e}");
+            }
+        }
+        assert!(through(Code::new(false), -0.3, HALF) < -0.29);
+    }
+
+    #[test]
+    fn a_block_of_zeros_stays_and_what_is_not_finite_is_seen() {
+        for unsigned in [false, true] {
+            let code = Code::new(unsigned);
+            let (mut codes, mut back) = ([7; ALIGN], [1.0; ALIGN]);
+            let scale = code.encode(&[0.0; ALIGN], None, &mut codes);
+            code.decode(&codes, scale, &mut back);
+            assert_eq!(back, [0.0; ALIGN]);
+            for x in [f32::NAN, f32::INFINITY] {
+                let scale = code.encode(&block(x), None, &mut codes);
+                code.decode(&codes, scale, &mut back);
+                assert!(!back[0].is_finite() && !back[1].is_finite(), "{x}");
+            }
+        }
+    }
+}
