@@ -1,8 +1,9 @@
 //! Mixed precision as an embedder uses it: master weights, gradients in f32, states in fewer bits, rounding by chance, loss
 //! scaling; what each loses and what it costs.
 
+use warpsmith::data::{Column, digits};
 use warpsmith::nn::Cx;
-use warpsmith::ops::run_into;
+use warpsmith::ops::{CrossEntropy, run_into};
 use warpsmith::optim::{Adam, AdamW, MAX_SKIPPED, Optimizer, RmsProp, Rule, Sgd};
 use warpsmith::param::{LossScale, Precision, Rounding, StateDType, StepBlock};
 use warpsmith::tensor::{Mode, no_grad};
@@ -195,6 +196,60 @@ fn states_in_fewer_bits_converge_like_f32() {
         let got = regression(AdamW::default(), 0.02, precision, CPU);
         // What bf16's own products leave.
         assert!(got < 5e-3, "{precision:?}: {got}");
+    }
+}
+
+/// The share of the last 297 digits that a small network, trained on the others, gets right.
+fn digits_right(precision: Precision) -> f64 {
+    let table = digits().unwrap();
+    let columns: Vec<&Vec<f64>> = (0..65)
+        .map(|c| match table.column(c) {
+            Column::Number(values) => values,
+            other => panic!("column {c} is {:?}", other.kind()),
+        })
+        .collect();
+    let rows = table.rows();
+    let pixels: Vec<f64> = (0..rows * 64).map(|i| columns[i % 64][i / 64] / 16.0).collect();
+    let labels: Vec<i64> = columns[64].iter().map(|&v| v as i64).collect();
+    let x = Tensor::from_slice(&pixels, [rows, 64], CPU).unwrap().to_dtype(precision.compute).unwrap();
+    let arena = Arena::with_precision(precision, CPU).unwrap();
+    let weights = |name: &str, shape: [usize; 2], salt| {
+        let values: Vec<f64> = noise(shape[0] * shape[1], salt).iter().map(|v| v / 4.0).collect();
+        arena.register(name, shape, &values).unwrap()
+    };
+    let (w, v) = (weights("w", [64, 32], 1), weights("v", [32, 10], 2));
+    let forward = |x: &Tensor| {
+        let hidden = x.matmul(&w.get()?)?.relu()?;
+        hidden.matmul(&v.get()?)?.to_dtype(DType::F32)
+    };
+    let mut adam = Optimizer::new(&arena, AdamW::default(), 0.01).unwrap();
+    let (known, truth) =
+        (x.narrow(0, 0, 1500).unwrap(), Tensor::from_slice(&labels[..1500], 1500, CPU).unwrap());
+    for _ in 0..120 {
+        let loss = forward(&known).unwrap().cross_entropy(&truth, CrossEntropy::default()).unwrap();
+        arena.backward(&loss).unwrap();
+        adam.step().unwrap();
+    }
+    let answers = no_grad(|| forward(&x.narrow(0, 1500, rows - 1500)?)).unwrap().to_vec::<f32>().unwrap();
+    let best = |row: &[f32]| (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as i64;
+    let right = answers.chunks(10).zip(&labels[1500..]).filter(|(row, label)| best(row) == **label);
+    right.count() as f64 / (rows - 1500) as f64
+}
+
+#[test]
+fn digits_are_learnt_in_every_precision() {
+    let want = digits_right(Precision::f32());
+    assert!(want > 0.88, "{want}");
+    for precision in [
+        Precision::f32().with_states(StateDType::Int8),
+        Precision::bf16(),
+        Precision::bf16().with_f32_grads().with_states(StateDType::Int8),
+        Precision::bf16().without_master().with_states(StateDType::BF16),
+        Precision::f16(),
+    ] {
+        let got = digits_right(precision);
+        // Six of the 297.
+        assert!(got >= want - 0.0203, "{precision:?}: {got}, in f32 {want}");
     }
 }
 
