@@ -209,17 +209,22 @@ WS_FN void fetch_state(Raw& raw, const State& state, u64 at) {
     }
 }
 
-template <u32 TOP> WS_FN void open_state(f32 (&v)[EACH], const Raw& raw, const State& state) {
+template <class T> WS_FN void open_each(f32 (&v)[EACH], const Raw& raw) {
 #pragma unroll
-    for (u32 k = 0; k < EACH; ++k) {
-        if (state.full)
-            v[k] = element(raw, k, f32{});
-        else if (state.half)
-            v[k] = element(raw, k, bf16{});
-        else if (state.byte)
-            v[k] = Code<TOP>::value(raw.word[k / 4] >> k % 4 * 8) * raw.scale;
-        else
-            v[k] = 0.0f;
+    for (u32 k = 0; k < EACH; ++k) v[k] = element(raw, k, T{});
+}
+
+template <u32 TOP> WS_FN void open_state(f32 (&v)[EACH], const Raw& raw, const State& state) {
+    if (state.full) {
+        open_each<f32>(v, raw);
+    } else if (state.half) {
+        open_each<bf16>(v, raw);
+    } else if (state.byte) {
+#pragma unroll
+        for (u32 k = 0; k < EACH; ++k) v[k] = Code<TOP>::value(raw.word[k / 4] >> k % 4 * 8) * raw.scale;
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < EACH; ++k) v[k] = 0.0f;
     }
 }
 
@@ -295,17 +300,19 @@ KERNEL(update, types(T: f32, bf16, f16), functors(F: Sgd, RmsProp, Adam, AdamW),
     __syncthreads();
     if (!live || skip) return;
     const Scalars s = shared.of[threadIdx.x / (ALIGN / EACH)];
-    f32 p[EACH], v0[EACH], v1[EACH], v2[EACH];
+    f32 g[EACH], p[EACH], v0[EACH], v1[EACH], v2[EACH];
+    if (wide) open_each<f32>(g, rg); else open_each<T>(g, rg);
+    if (master) open_each<f32>(p, rp); else open_each<T>(p, rp);
     open_state<TOP0>(v0, r0, state0);
     open_state<TOP1>(v1, r1, state1);
     open_state<TOP2>(v2, r2, state2);
 #pragma unroll
     for (u32 k = 0; k < EACH; ++k) {
-        f32 g = (wide ? element(rg, k, f32{}) : element(rg, k, T{})) * factor;
+        f32 x = g[k] * factor;
         // Comparisons, so that NaN stays NaN.
-        g = g > limit ? limit : g;
-        g = g < -limit ? -limit : g;
-        p[k] = F::update(master ? element(rp, k, f32{}) : element(rp, k, T{}), g, v0[k], v1[k], v2[k], s, h);
+        x = x > limit ? limit : x;
+        x = x < -limit ? -limit : x;
+        p[k] = F::update(p[k], x, v0[k], v1[k], v2[k], s, h);
     }
     Noise low = {}, high = {};
     if (random) {
