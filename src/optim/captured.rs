@@ -12,13 +12,14 @@
 use std::ops::RangeInclusive;
 
 use super::Step;
+use crate::device::graph::is_recording;
 use crate::device::kernels::step as kernels;
 use crate::device::{Graph, Stream};
 use crate::dtype::Element;
 use crate::ops::{self, Cases, Op, Plan, Tolerance};
 use crate::shape::IntoShape;
 use crate::tensor::{Meta, Mode, Out, View, no_grad, overwrite_bytes};
-use crate::{Arena, DType, Error, Result, Shape, Tensor, dispatch};
+use crate::{Arena, DType, Error, ErrorKind, Result, Shape, Tensor, dispatch};
 
 /// Shapes of batches that a step is captured for.
 pub const MAX_SHAPES: usize = 4;
@@ -46,11 +47,14 @@ pub struct StepOptions {
     pub micro_batches: usize,
     /// Losses that the device keeps until they are read. A run that would overwrite one reads them all first.
     pub losses: usize,
+    /// Whether a step that runs op by op reads its loss at once, and goes no further (an error of kind `Diverged`) unless it is
+    /// finite: parameters and state are then as they were. Not for captured steps, which read nothing.
+    pub check: bool,
 }
 
 impl Default for StepOptions {
     fn default() -> StepOptions {
-        StepOptions { capture: Capture::Auto, micro_batches: 1, losses: 64 }
+        StepOptions { capture: Capture::Auto, micro_batches: 1, losses: 64, check: false }
     }
 }
 
@@ -225,6 +229,12 @@ impl TrainStep {
             };
             let inputs = inputs.iter().map(cut).collect::<Result<Vec<_>>>()?;
             let loss = (self.forward)(&inputs, part)?;
+            if self.options.check && !is_recording(loss.device()) {
+                let value = loss.item()?;
+                if !value.is_finite() {
+                    return Err(Error::new(ErrorKind::Diverged, format!("the loss is {value}")));
+                }
+            }
             let share = if parts == 1 { loss.clone() } else { loss.mul_scalar(1.0 / parts as f64)? };
             self.arena.backward(&share)?;
             let push = PushLoss {

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{self, Metrics};
@@ -12,9 +14,10 @@ use crate::data::{Store, Target, Targets, Task};
 use crate::io::HostTensor;
 use crate::nn::{Cx, Module, Scope, Sequential};
 use crate::ops::{BceWithLogits, CrossEntropy, Reduction};
+use crate::optim::Input;
 use crate::param::Precision;
 use crate::tensor::no_grad;
-use crate::{Arena, Device, Error, Result, Tensor};
+use crate::{Arena, Device, Error, Result, Shape, Tensor};
 
 /// All that is needed to build a network again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +103,39 @@ pub struct Model {
     arena: Arena,
     modules: Sequential,
     summary: Vec<SummaryRow>,
+}
+
+/// What a loss compares outputs with.
+pub(super) enum Numbers<'a> {
+    /// A class a row.
+    Classes(Cow<'a, [i64]>),
+    /// A number a row, or one for each class.
+    Values(Cow<'a, [f32]>, Shape),
+}
+
+impl Numbers<'_> {
+    /// As what a step takes.
+    pub(super) fn input(&self) -> Result<Input<'_>> {
+        match self {
+            Numbers::Classes(classes) => Input::new(classes, classes.len()),
+            Numbers::Values(values, shape) => Input::new(values, *shape),
+        }
+    }
+}
+
+/// Factors of the training loss, one a class.
+pub struct ClassFactors {
+    values: Vec<f32>,
+    /// The same where the model is: a step that is captured may not bring them there.
+    tensor: Tensor,
+}
+
+impl ClassFactors {
+    /// `values` for a model on `device`.
+    pub fn new(values: Vec<f32>, device: Device) -> Result<ClassFactors> {
+        let tensor = Tensor::from_slice(&values, values.len(), device)?;
+        Ok(ClassFactors { values, tensor })
+    }
 }
 
 /// A network's answers to some rows.
@@ -190,15 +226,16 @@ impl Model {
         outputs: &Tensor,
         targets: &Tensor,
         label_smoothing: f64,
-        class_weights: Option<&[f32]>,
+        class_weights: Option<&ClassFactors>,
     ) -> Result<Tensor> {
-        match (self.architecture.task, class_weights) {
-            (Task::Multiclass, weights) => {
-                let weight =
-                    weights.map(|w| Tensor::from_slice(w, w.len(), self.arena.device())).transpose()?;
-                let options =
-                    CrossEntropy { label_smoothing, weight: weight.as_ref(), ..CrossEntropy::default() };
-                outputs.cross_entropy(targets, options)
+        let factors = class_weights.map(|w| &w.values[..]);
+        match (self.architecture.task, factors) {
+            (Task::Multiclass, _) => {
+                let weight = class_weights.map(|w| &w.tensor);
+                outputs.cross_entropy(
+                    targets,
+                    CrossEntropy { label_smoothing, weight, ..CrossEntropy::default() },
+                )
             }
             (Task::Binary, Some(&[negative, positive])) => {
                 let weight = targets.mul_scalar((positive - negative).into())?.add_scalar(negative.into())?;
@@ -215,23 +252,30 @@ impl Model {
 
     /// Targets as the tensor that [`Model::loss`] takes.
     pub fn targets(&self, targets: &Targets) -> Result<Tensor> {
-        let device = self.arena.device();
+        match self.target_numbers(targets)? {
+            Numbers::Classes(classes) => Tensor::from_slice(&classes, classes.len(), self.arena.device()),
+            Numbers::Values(values, shape) => Tensor::from_slice(&values, shape, self.arena.device()),
+        }
+    }
+
+    /// The numbers of [`Model::targets`], in host memory.
+    pub(super) fn target_numbers<'t>(&self, targets: &'t Targets) -> Result<Numbers<'t>> {
+        let rows = |values: Vec<f32>| {
+            let shape = Shape::new(&[values.len()])?;
+            Ok(Numbers::Values(values.into(), shape))
+        };
         match (self.architecture.task, targets) {
-            (Task::Multiclass, Targets::Classes(classes)) => {
-                Tensor::from_slice(classes, classes.len(), device)
-            }
-            (Task::Binary, Targets::Classes(classes)) => {
-                let classes: Vec<f32> = classes.iter().map(|&c| c as f32).collect();
-                Tensor::from_slice(&classes, classes.len(), device)
-            }
+            (Task::Multiclass, Targets::Classes(classes)) => Ok(Numbers::Classes(classes.into())),
+            (Task::Binary, Targets::Classes(classes)) => rows(classes.iter().map(|&c| c as f32).collect()),
             (Task::Multiclass, Targets::Probabilities { values, classes }) => {
-                Tensor::from_slice(values, [values.len() / classes, *classes], device)
+                Ok(Numbers::Values(values.into(), Shape::new(&[values.len() / classes, *classes])?))
             }
             (Task::Binary, Targets::Probabilities { values, classes: 2 }) => {
-                let positive: Vec<f32> = values.chunks_exact(2).map(|row| row[1]).collect();
-                Tensor::from_slice(&positive, positive.len(), device)
+                rows(values.chunks_exact(2).map(|row| row[1]).collect())
             }
-            (Task::Regression, Targets::Values(values)) => Tensor::from_slice(values, values.len(), device),
+            (Task::Regression, Targets::Values(values)) => {
+                Ok(Numbers::Values(values.into(), Shape::new(&[values.len()])?))
+            }
             (task, _) => Err(Error::internal(format!("targets that do not fit the task {task}"))),
         }
     }

@@ -12,27 +12,31 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::{self, Checkpoint, FORMAT, Judge, ModelFile, Progress};
 use super::metrics::Metrics;
-use super::model::{Architecture, Model};
+use super::model::{Architecture, ClassFactors, Model};
 use super::network::Network;
 use super::observe::{EpochReport, Observer, Report};
 use super::place::Place;
 use super::spec::{OptimizerKind, TrainConfig};
 use super::{log, report};
-use crate::data::{Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Sampler, Target, Targets};
+use crate::data::{Batch, Dataset, LastBatch, Loader, LoaderOptions, Order, Part, Sampler, Target, Targets};
 use crate::io::HostTensor;
 use crate::io::folder::Folder;
 use crate::nn::Cx;
-use crate::optim::{self, Adam, AdamW, Clip, Optimizer, PlateauState, RmsProp, Sgd};
+use crate::optim::{
+    self, Adam, AdamW, Clip, Input, Optimizer, PlateauState, RmsProp, Sgd, StepOptions, TrainStep,
+};
 use crate::tensor::check_numerics;
 use crate::{DType, Device, Error, ErrorKind, Result, Tensor};
 
 /// The least time between two checkpoints within a run, but for the first and the last.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Steps after which losses are read on a GPU: what a diverged run can lose.
+const READ_EVERY: usize = 32;
 
 /// A run in progress.
 pub struct Trainer {
-    model: Model,
-    optimizer: Box<dyn optim::Step>,
+    model: Arc<Model>,
+    step: TrainStep,
     target: Target,
     train: Loader,
     validation: Part,
@@ -41,10 +45,12 @@ pub struct Trainer {
     progress: Progress,
     kept: Vec<(String, HostTensor<'static>)>,
     log: String,
+    /// Rows of the batches whose losses were not read yet.
+    unread: Vec<usize>,
     place: Place,
     plateau: Option<(optim::Plateau, PlateauState)>,
     /// Factors of the training loss.
-    class_weights: Option<Vec<f32>>,
+    class_weights: Option<Arc<ClassFactors>>,
 }
 
 impl Trainer {
@@ -136,7 +142,10 @@ impl Trainer {
         let classes = data.preparation.target().classes().len();
         let class_weights =
             config.class_weights.as_ref().map(|w| w.resolve(&data.train.targets, classes)).transpose()?;
-        let optimizer = make_optimizer(&model, &config)?;
+        let factors = |w| ClassFactors::new(w, model.arena().device()).map(Arc::new);
+        let class_weights = class_weights.map(factors).transpose()?;
+        let model = Arc::new(model);
+        let step = make_step(&model, &config, class_weights.clone())?;
         let progress = Progress { data_checksum: data_checksum(&data), ..Progress::default() };
         let plateau = config.schedule.plateau().map(|p| (p, p.start(config.lr)));
         Ok(Trainer {
@@ -146,9 +155,10 @@ impl Trainer {
             test: data.test,
             kept: Vec::new(),
             log: String::new(),
+            unread: Vec::new(),
             place,
             model,
-            optimizer,
+            step,
             file,
             progress,
             plateau,
@@ -214,12 +224,14 @@ impl Trainer {
             (None, Some((_, state))) => state.lr,
             (None, None) => config.lr,
         };
+        let reads_at_once = self.model.arena().device().is_cpu();
         let mut last_save: Option<Instant> = None;
         let mut first_step = None;
         let mut samples = 0;
         let mut epoch_clock = (Instant::now(), 0);
         while self.progress.epoch < config.epochs && !self.is_out_of_patience() {
             if stop.load(Relaxed) {
+                self.read_losses(observer)?;
                 return self.interrupt(observer);
             }
             let Some(batch) = self.train.next_batch()? else {
@@ -232,23 +244,29 @@ impl Trainer {
                 }
                 continue;
             };
-            self.optimizer.set_lr(lr(&self.plateau, self.progress.steps))?;
+            self.step.set_lr(lr(&self.plateau, self.progress.steps))?;
             let rows = batch.rows.len();
-            let x = Tensor::from_slice(
-                &batch.features,
-                [rows, self.model.architecture().width()],
-                self.model.arena().device(),
-            )?;
-            let targets = self.model.targets(&batch.targets)?;
-            let loss = self.step(&x, &targets, config.seed)?;
-            if loss.is_finite() {
-                self.progress.loss_sum += loss * rows as f64;
-                self.progress.loss_rows += rows as u64;
-            }
+            let x = Input::new(&batch.features, [rows, self.model.architecture().width()])?;
+            let targets = self.model.target_numbers(&batch.targets)?;
+            self.step.run(&[x, targets.input()?]).map_err(|error| match error.kind() {
+                ErrorKind::Diverged => diagnose(
+                    &self.model,
+                    &config,
+                    self.class_weights.as_deref(),
+                    batch,
+                    self.progress.steps,
+                    &error,
+                ),
+                _ => error,
+            })?;
             self.progress.steps += 1;
             self.progress.batch = self.train.position().batch;
             samples += rows as u64;
-            observer.step(self.progress.steps, loss);
+            self.unread.push(rows);
+            // On a GPU reading waits: the device would have nothing to do meanwhile.
+            if reads_at_once || self.unread.len() == READ_EVERY || self.progress.batch == per_epoch as usize {
+                self.read_losses(observer)?;
+            }
             first_step.get_or_insert_with(|| start.elapsed().as_secs_f64());
             observer.batch(self.progress.epoch + 1, self.progress.batch, per_epoch as usize);
         }
@@ -263,58 +281,28 @@ impl Trainer {
             && self.progress.epoch - self.progress.best_epoch >= patience
     }
 
-    /// One optimiser step; returns the loss. With a loss scale, a loss that is not finite is a step that is skipped, and too
-    /// many of them in a row are divergence.
-    fn step(&mut self, x: &Tensor, targets: &Tensor, seed: u64) -> Result<f64> {
-        let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
-        let outputs = self.model.forward(&mut cx, x)?;
-        let loss = self.loss(&outputs, targets)?;
-        let value = loss.item()?;
-        if !value.is_finite() && !self.model.arena().precision().scales_loss() {
-            return Err(self.diagnose(x, targets, seed, value));
+    /// Reads the losses of the steps that were made since the last time. With a loss scale, a loss that is not finite is of a
+    /// step that was skipped, and too many of them in a row are divergence.
+    fn read_losses(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let losses = self.step.losses()?;
+        let rows = std::mem::take(&mut self.unread);
+        let first = self.progress.steps + 1 - losses.len() as u64;
+        for ((step, &loss), rows) in (first..).zip(&losses).zip(rows) {
+            if loss.is_finite() {
+                self.progress.loss_sum += loss * rows as f64;
+                self.progress.loss_rows += rows as u64;
+            } else if !self.model.arena().precision().scales_loss() {
+                let cause = first_not_finite(&self.model, self.progress.steps, || Ok(()));
+                return Err(diverged(&format!("the loss of step {step} is {loss}; {cause}")));
+            }
+            observer.step(step, loss);
         }
-        self.model.arena().backward(&loss)?;
-        self.optimizer.step()?;
-        self.optimizer.check_skipped(optim::MAX_SKIPPED).map_err(|error| {
-            let step = self.progress.steps + 1;
-            let error = diverged(&format!("at step {step}, {}", error.message()));
+        self.step.optimizer().check_skipped(optim::MAX_SKIPPED).map_err(|error| {
+            let error = diverged(&format!("at step {}, {}", self.progress.steps, error.message()));
             error.with_help(
                 "train with --precision bf16, which has the range of f32, or lower the learning rate",
             )
-        })?;
-        Ok(value)
-    }
-
-    fn loss(&self, outputs: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let (smoothing, weights) = (self.file.training.label_smoothing, self.class_weights.as_deref());
-        self.model.training_loss(outputs, targets, smoothing, weights)
-    }
-
-    /// The error for a loss that is not finite: runs the step once more to find the first bad op.
-    fn diagnose(&self, x: &Tensor, targets: &Tensor, seed: u64, loss: f64) -> Error {
-        let cause = self.first_not_finite(|| {
-            let mut cx = Cx::train(self.model.arena().step_block(), seed)?;
-            let outputs = self.model.forward(&mut cx, x)?;
-            self.loss(&outputs, targets).map(drop)
-        });
-        let step = self.progress.steps + 1;
-        diverged(&format!("the loss of step {step} is {loss}; {cause}"))
-    }
-
-    /// What is to blame for a model that is no longer finite: the first such parameter, else the first such op of `again`.
-    fn first_not_finite(&self, again: impl FnOnce() -> Result<()>) -> String {
-        let params = self.model.arena().params().unwrap_or_default();
-        let finite = |p: &crate::Param| {
-            p.get().and_then(|t| t.to_f64_vec()).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
-        };
-        let steps = self.progress.steps;
-        match params.iter().find(|p| !finite(p)) {
-            Some(param) => format!("parameter {} was no longer finite after step {steps}", param.name()),
-            None => match check_numerics(again) {
-                Err(error) => error.to_string(),
-                Ok(()) => "no single op is to blame".to_owned(),
-            },
-        }
+        })
     }
 
     /// Evaluates, logs and judges a finished epoch.
@@ -328,7 +316,7 @@ impl Trainer {
             val_loss = Some(loss);
         }
         if !val_loss.unwrap_or(0.0).is_finite() || !self.parameters_are_finite()? {
-            let cause = self.first_not_finite(|| {
+            let cause = first_not_finite(&self.model, self.progress.steps, || {
                 let part = &self.validation;
                 self.model.evaluate(&part.inputs, Some(&part.targets)).map(drop)
             });
@@ -457,7 +445,7 @@ impl Trainer {
             parameters: self.model.arena().numel()?,
             epochs: self.progress.epoch,
             steps: self.progress.steps,
-            skipped_steps: self.optimizer.skipped()?,
+            skipped_steps: self.step.optimizer().skipped()?,
             samples,
             seconds: start.elapsed().as_secs_f64(),
             first_step_seconds,
@@ -471,9 +459,64 @@ impl Trainer {
     }
 }
 
+/// The error for a loss that is not finite, after `steps` good steps: runs the step once more to find the first bad op.
+fn diagnose(
+    model: &Model,
+    config: &TrainConfig,
+    weights: Option<&ClassFactors>,
+    batch: &Batch,
+    steps: u64,
+    error: &Error,
+) -> Error {
+    let cause = first_not_finite(model, steps, || {
+        let shape = [batch.rows.len(), model.architecture().width()];
+        let x = Tensor::from_slice(&batch.features, shape, model.arena().device())?;
+        let targets = model.targets(&batch.targets)?;
+        let mut cx = Cx::train(model.arena().step_block(), config.seed)?;
+        let outputs = model.forward(&mut cx, &x)?;
+        model.training_loss(&outputs, &targets, config.label_smoothing, weights).map(drop)
+    });
+    let what = error.message().replacen("the loss is", &format!("the loss of step {} is", steps + 1), 1);
+    diverged(&format!("{what}; {cause}"))
+}
+
+/// What is to blame for a model that is no longer finite: the first such parameter, else the first such op of `again`.
+fn first_not_finite(model: &Model, steps: u64, again: impl FnOnce() -> Result<()>) -> String {
+    let params = model.arena().params().unwrap_or_default();
+    let finite = |p: &crate::Param| {
+        p.get().and_then(|t| t.to_f64_vec()).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
+    };
+    match params.iter().find(|p| !finite(p)) {
+        Some(param) => format!("parameter {} was no longer finite after step {steps}", param.name()),
+        None => match check_numerics(again) {
+            Err(error) => error.to_string(),
+            Ok(()) => "no single op is to blame".to_owned(),
+        },
+    }
+}
+
 fn diverged(how: &str) -> Error {
     Error::new(ErrorKind::Diverged, format!("training diverged: {how}"))
         .with_help("lower the learning rate, clip gradients (--clip 1), or check the data for extreme values")
+}
+
+/// The step of `model`: captured on a GPU, looking at its loss before it goes on elsewhere.
+fn make_step(
+    model: &Arc<Model>,
+    config: &TrainConfig,
+    class_weights: Option<Arc<ClassFactors>>,
+) -> Result<TrainStep> {
+    let optimizer = make_optimizer(model, config)?;
+    let (arena, seed, smoothing) = (model.arena().clone(), config.seed, config.label_smoothing);
+    let shared = model.clone();
+    let forward = move |batch: &[Tensor], _: usize| {
+        let mut cx = Cx::train(shared.arena().step_block(), seed)?;
+        let outputs = shared.forward(&mut cx, &batch[0])?;
+        shared.training_loss(&outputs, &batch[1], smoothing, class_weights.as_deref())
+    };
+    let check = arena.device().is_cpu() && !arena.precision().scales_loss();
+    let options = StepOptions { check, losses: READ_EVERY, ..StepOptions::default() };
+    TrainStep::new(&arena, optimizer, Box::new(forward), options)
 }
 
 fn make_optimizer(model: &Model, config: &TrainConfig) -> Result<Box<dyn optim::Step>> {

@@ -182,8 +182,11 @@ impl LmTrainer {
             let cx = Cx::train(&block, seed)?.with_first_sample(part as u64 * rows);
             gpt.loss(&mut cx.with_recompute(recompute), &batch[0], &batch[1])
         };
-        let options =
-            StepOptions { capture: config.capture, micro_batches: config.micro_batches, losses: 64 };
+        let options = StepOptions {
+            capture: config.capture,
+            micro_batches: config.micro_batches,
+            ..StepOptions::default()
+        };
         let step = TrainStep::new(model.arena(), optimizer, Box::new(forward), options)?;
         let progress = LmProgress { data_checksum: checksum(&data), ..LmProgress::default() };
         let tokenizer = data.tokenizer;
