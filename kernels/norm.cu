@@ -32,24 +32,40 @@ WS_FN void normalise(f32 (&v)[V], const T* weight, const T* bias, u32 first, u32
     }
 }
 
-// One warp a row, at most 32 · PER pieces long.
-KERNEL(norm_warp, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), ints(PER: 1, 2, 4, 8), in(T, x, rows * n),
-       opt_in(T, weight, n), opt_in(T, bias, n), out(T, y, rows * n), opt_out(f32, mean, rows), out(f32, rstd, rows),
+// v + residual, rounded, into v and to memory: a piece of the sum whose norm is taken.
+template <class T, u32 V>
+WS_FN void add_residual(f32 (&v)[V], const T* residual, T* sum, u32 first, u32 n, bool vector) {
+    f32 r[V];
+    load_piece<T>(r, residual, first, n, vector, 0.0f);
+#pragma unroll
+    for (u32 j = 0; j < V; ++j) v[j] = to_f32(from_f32<T>(v[j] + r[j]));
+    store_piece<T>(sum, v, first, n, vector, false);
+}
+
+// One warp a row, at most 32 · PER pieces long. FUSED: of x + residual.
+KERNEL(norm_warp, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), ints(FUSED: 0, 1), ints(PER: 1, 2, 4, 8),
+       in(T, x, rows * n), opt_in(T, residual, rows * n), opt_in(T, weight, n), opt_in(T, bias, n), opt_out(T, sum, rows * n),
+       out(T, y, rows * n), opt_out(f32, mean, rows), out(f32, rstd, rows),
        val(u64, rows), val(u32, n), val(u32, vector), val(f32, eps), val(u32, add),
        launch(grid = ceil_div(rows, 8), block = 256, shared = 0)) {
     constexpr u32 V = vec_width<T>();
     const u64 row = u64(blockIdx.x) * 8 + threadIdx.x / 32;
     if (row >= rows) return;   // a whole warp; no barrier of the block follows
     const u32 lane = threadIdx.x % 32;
-    f32 v[PER][V], sum = 0.0f, square = 0.0f, m = 0.0f;
+    f32 v[PER][V], total = 0.0f, square = 0.0f, m = 0.0f;
 #pragma unroll
     for (u32 k = 0; k < PER; ++k) load_piece<T>(v[k], x + row * n, (k * 32 + lane) * V, n, vector, 0.0f);
+    if (FUSED) {
+#pragma unroll
+        for (u32 k = 0; k < PER; ++k)
+            add_residual<T>(v[k], residual + row * n, sum + row * n, (k * 32 + lane) * V, n, vector);
+    }
     if (F::CENTRED) {
 #pragma unroll
         for (u32 k = 0; k < PER; ++k)
 #pragma unroll
-            for (u32 j = 0; j < V; ++j) sum += v[k][j];
-        m = warp_sum(sum) / f32(n);
+            for (u32 j = 0; j < V; ++j) total += v[k][j];
+        m = warp_sum(total) / f32(n);
     }
 #pragma unroll
     for (u32 k = 0; k < PER; ++k)
@@ -65,26 +81,28 @@ KERNEL(norm_warp, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), int
     }
 }
 
-// One block a row; `cached`: the row is kept in shared memory.
-KERNEL(norm_block, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), in(T, x, rows * n), opt_in(T, weight, n),
-       opt_in(T, bias, n), out(T, y, rows * n), opt_out(f32, mean, rows), out(f32, rstd, rows), val(u64, rows), val(u32, n),
+// One block a row; `cached`: the row is kept in shared memory. FUSED: of x + residual.
+KERNEL(norm_block, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), ints(FUSED: 0, 1), in(T, x, rows * n),
+       opt_in(T, residual, rows * n), opt_in(T, weight, n), opt_in(T, bias, n), opt_out(T, sum, rows * n), out(T, y, rows * n), opt_out(f32, mean, rows), out(f32, rstd, rows), val(u64, rows), val(u32, n),
        val(u32, vector), val(u32, cached), val(f32, eps), val(u32, add),
        launch(grid = rows, block = 256, shared = cached * 4 * n)) {
     constexpr u32 V = vec_width<T>(), STEP = 256 * V;
     DYN_SHARED(f32, kept);
-    const T* from = x + u64(blockIdx.x) * n;
+    const u64 start = u64(blockIdx.x) * n;
+    const T* const from = FUSED ? sum + start : x + start;
     f32 v[V], m = 0.0f;
-    LongSum sum, square;
-    // Each thread reads back from shared memory only what it wrote itself.
+    LongSum total, square;
+    // Each thread reads back from shared memory, and from the sum, only what it wrote itself.
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
-        load_piece<T>(v, from, first, n, vector, 0.0f);
+        load_piece<T>(v, x + start, first, n, vector, 0.0f);
+        if (FUSED) add_residual<T>(v, residual + start, sum + start, first, n, vector);
 #pragma unroll
         for (u32 j = 0; j < V; ++j) {
-            sum.add(v[j]);
+            total.add(v[j]);
             if (cached && first + j < n) kept[first + j] = v[j];
         }
     }
-    if (F::CENTRED) m = block_sum<256>(sum.sum) / f32(n);
+    if (F::CENTRED) m = block_sum<256>(total.sum) / f32(n);
     for (u32 first = threadIdx.x * V; first < n; first += STEP) {
         if (!cached) load_piece<T>(v, from, first, n, vector, 0.0f);
 #pragma unroll
@@ -102,7 +120,7 @@ KERNEL(norm_block, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), in
         for (u32 j = 0; j < V; ++j)
             if (cached && first + j < n) v[j] = kept[first + j];
         normalise<T>(v, weight, bias, first, n, vector, m, r);
-        store_piece<T>(y + u64(blockIdx.x) * n, v, first, n, vector, add);
+        store_piece<T>(y + start, v, first, n, vector, add);
     }
 }
 
@@ -120,10 +138,11 @@ WS_FN void load_both(f32 (&v)[V], f32 (&g)[V], const T* x, const T* dy, const T*
 
 // dx, one block of 128 threads a row: with g = dy · weight and x̂ = (x - mean) · rstd,
 // dx = rstd · (g - c1 - x̂ · c2) + dmean / n, c1 = Σ g / n (RMS norm: 0), c2 = (Σ g x̂ + drstd · rstd) / n. rstd may be 0.
-// x, dy and weight are read twice, the second time from L1 or L2.
+// x, dy and weight are read twice, the second time from L1 or L2. Where x is a sum that others use too, `dsum` is its gradient
+// from there, and is added.
 KERNEL(norm_backward, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm), in(T, x, rows * n), opt_in(f32, mean, rows),
        in(f32, rstd, rows), in(T, dy, rows * n), opt_in(T, weight, n), opt_in(f32, dmean, rows), opt_in(f32, drstd, rows),
-       out(T, dx, rows * n), val(u64, rows), val(u32, n), val(u32, vector), val(u32, add),
+       opt_in(T, dsum, rows * n), out(T, dx, rows * n), val(u64, rows), val(u32, n), val(u32, vector), val(u32, add),
        launch(grid = rows, block = 128, shared = 0)) {
     constexpr u32 V = vec_width<T>(), STEP = 128 * V;
     const u64 row = blockIdx.x, start = row * n;
@@ -145,6 +164,11 @@ KERNEL(norm_backward, types(T: f32, bf16, f16), functors(F: LayerNorm, RmsNorm),
         load_both<T>(v, g, x + start, dy + start, weight, first, n, vector);
 #pragma unroll
         for (u32 j = 0; j < V; ++j) v[j] = r * (g[j] - c1 - (v[j] - m) * r * c2) + shift;
+        if (dsum) {
+            load_piece<T>(g, dsum + start, first, n, vector, 0.0f);
+#pragma unroll
+            for (u32 j = 0; j < V; ++j) v[j] = g[j] + v[j];
+        }
         store_piece<T>(dx + start, v, first, n, vector, add);
     }
 }

@@ -334,6 +334,15 @@ const FAULTS: &[Fault] = &[
         keep: "",
         cases: "rotary_embedding",
     },
+    // A gradient taken away where it is to be added.
+    Fault {
+        file: "norm.cu",
+        from: "v[j] = g[j] + v[j];",
+        to: "v[j] = g[j] - v[j];",
+        kernel: "norm.norm_backward",
+        keep: "LayerNorm",
+        cases: "add_layer_norm_backward",
+    },
 ];
 
 /// The library with the fault in it. Of other kernels it has one instance each, to be quick: what it lacks stays ours.

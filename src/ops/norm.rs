@@ -6,24 +6,32 @@
 
 #![forbid(unsafe_code)]
 
+mod add;
+mod body;
 mod gpu;
 
 use std::ops::RangeInclusive;
 
-use super::reduce::{float_only, into_wide, real, same_dtype, store, wide, wide_dtype};
-use super::softmax::Strided;
+use super::reduce::{float_only, real, same_dtype, wide_dtype};
 use super::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run};
-use crate::cpu::copy::move_elements;
-use crate::cpu::par;
-use crate::cpu::pool::Block;
-use crate::cpu::reduce::{GRAIN, join_rows, sum_slices, vectorize};
 use crate::device::Stream;
-use crate::dtype::Real;
-use crate::shape::{IntoShape, Layout};
+use crate::shape::IntoShape;
 use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, Result, Shape};
 
-super::family!(LayerNorm, LayerNormBackward, RmsNorm, RmsNormBackward);
+pub use add::{AddLayerNorm, AddLayerNormBackward, AddNorm, AddNormBackward, AddRmsNorm, AddRmsNormBackward};
+use body::{Tape, backward, forward};
+
+super::family!(
+    LayerNorm,
+    LayerNormBackward,
+    RmsNorm,
+    RmsNormBackward,
+    AddLayerNorm,
+    AddLayerNormBackward,
+    AddRmsNorm,
+    AddRmsNormBackward
+);
 
 /// The shape of the statistics: the dimensions of `x` before the normalised ones.
 fn stats_shape(op: &'static str, x: &Shape, normalized: &Shape) -> Result<Shape> {
@@ -55,193 +63,6 @@ fn infer(op: &'static str, inputs: &[Meta], shape: &Shape, parameters: usize, st
     Ok(Plan { outputs, scratch: 0 })
 }
 
-/// `view` as rows of `n` elements; copied into `copy` where its layout does not allow that.
-fn rows<'a, A: Real>(view: View<'a>, n: usize, copy: &'a mut Option<Block>) -> Result<Strided<'a, A>> {
-    let shape = Shape::new(&[view.numel() / n, n])?;
-    if let Some(layout) = view.layout().reshape(&shape) {
-        return Ok(Strided::new(&view.with_layout(layout), 1));
-    }
-    let block = copy.insert(Block::new(view.numel() * size_of::<A>())?);
-    let to = Layout::contiguous(view.shape());
-    move_elements(view.data::<A>(), view.layout(), block.typed_mut::<A>(), &to, false);
-    Ok(Strided::new(&View::of(block.typed::<A>(), shape), 1))
-}
-
-/// The elements in row-major order, widened; `fill` of them where there is no view.
-fn gathered<A: Real>(view: Option<&View<'_>>, n: usize, fill: A) -> Result<Vec<A>> {
-    let Some(view) = view else { return Ok(vec![fill; n]) };
-    let mut copy = None;
-    let view = wide(view, &mut copy)?;
-    Ok(view.layout().positions().map(|i| view.data::<A>()[i]).collect())
-}
-
-/// Mean (0 unless `centred`) and reciprocal deviation of a row.
-#[inline(always)]
-fn statistics<A: Real>(x: &[A], centred: bool, eps: A) -> (A, A) {
-    let n = A::of(x.len() as f64);
-    let mean = if centred { sum_slices([x], |[x]| x) / n } else { A::ZERO };
-    let square = sum_slices([x], |[x]| (x - mean) * (x - mean)) / n;
-    (mean, A::ONE / (square + eps).sqrt())
-}
-
-/// The forward of both norms. `outs`: y, then mean if `centred`, then rstd.
-fn forward<A: Real>(
-    x: View<'_>,
-    (weight, bias): (Option<&View<'_>>, Option<&View<'_>>),
-    (n, centred, eps): (usize, bool, f64),
-    outs: &mut [Out<'_>],
-) -> Result<()> {
-    if x.numel() == 0 {
-        // Without elements there are no statistics: NaN, like the mean over nothing.
-        outs[1..].iter_mut().for_each(|o| o.slice::<A>().fill(A::of(f64::NAN)));
-        return Ok(());
-    }
-    let affine = weight.is_some() || bias.is_some();
-    let (weight, bias) = (gathered(weight, n, A::ONE)?, gathered(bias, n, A::ZERO)?);
-    let (eps, mut wider, mut copy) = (A::of(eps), None, None);
-    let x = rows::<A>(wide(&x, &mut wider)?, n, &mut copy)?;
-    let (y, stats) = outs.split_at_mut(1);
-    let (means, rstds) = stats.split_at_mut(usize::from(centred));
-    let mut nothing = [];
-    let means = means.first_mut().map_or(&mut nothing[..], |m| m.slice::<A>());
-    let rstds = rstds[0].slice::<A>();
-    let each = (GRAIN / n).max(1);
-    let count = rstds.len().div_ceil(each);
-    into_wide::<A>(&mut y[0], |y, _| {
-        let means = means.chunks_mut(each).map(Some).chain(std::iter::repeat_with(|| None));
-        let tasks = y.chunks_mut(each * n).zip(rstds.chunks_mut(each)).zip(means).enumerate();
-        par::each(count, tasks, |(task, ((y, rstds), mut means))| {
-            let mut buffer = vec![A::ZERO; if x.direct() { 0 } else { n }];
-            let (weight, bias) = (&weight[..n], &bias[..n]);
-            vectorize::<A, _>(
-                #[inline(always)]
-                || {
-                    for (i, (y, rstd)) in y.chunks_exact_mut(n).zip(rstds).enumerate() {
-                        let x = &x.row(task * each + i, n, &mut buffer)[..n];
-                        let (mean, r) = statistics(x, centred, eps);
-                        *rstd = r;
-                        if let Some(means) = &mut means {
-                            means[i] = mean;
-                        }
-                        if affine {
-                            (0..n).for_each(|j| y[j] = (x[j] - mean) * r * weight[j] + bias[j]);
-                        } else {
-                            (0..n).for_each(|j| y[j] = (x[j] - mean) * r);
-                        }
-                    }
-                },
-            );
-        });
-        Ok(())
-    })
-}
-
-/// What the backwards read.
-struct Tape<'a> {
-    x: View<'a>,
-    mean: Option<View<'a>>,
-    rstd: View<'a>,
-    dy: View<'a>,
-    weight: Option<View<'a>>,
-    /// Gradients of the statistics, where somebody used them.
-    dmean: Option<View<'a>>,
-    drstd: Option<View<'a>>,
-}
-
-/// The backward of both norms. `dparams`: of weight, of bias, where there are such.
-///
-/// With g = dy · weight: dx = rstd · (g − c₁ − x̂ · c₂) + dmean / n, where c₁ = Σ g / n (RMS norm: 0) and
-/// c₂ = (Σ g x̂ + drstd · rstd) / n; dweight = Σ dy x̂ and dbias = Σ dy over the rows. rstd is 0 where a variance overflowed.
-fn backward<A: Real>(
-    tape: &Tape<'_>,
-    n: usize,
-    dx: &mut Out<'_>,
-    dparams: [Option<&mut Out<'_>>; 2],
-) -> Result<()> {
-    let dparams = dparams.map(|d| d.filter(|d| d.wanted()));
-    if tape.x.numel() == 0 {
-        dparams.into_iter().flatten().for_each(|out| store(out, &vec![A::ZERO; n]));
-        return Ok(());
-    }
-    // Chunks of rows depend on n alone, so the order of the sums does too.
-    let each = (GRAIN / n).clamp(8, 256);
-    let chunks = tape.rstd.numel().div_ceil(each);
-    let parameters = dparams.iter().any(Option::is_some);
-    let mut partial = Block::new(if parameters { chunks * 2 * n * size_of::<A>() } else { 0 })?;
-    let partial = partial.typed_mut::<A>();
-    if dx.wanted() {
-        into_wide::<A>(dx, |dx, add| backward_pass(tape, (n, each), dx, add, partial))?;
-    } else {
-        backward_pass(tape, (n, each), &mut [], false, partial)?;
-    }
-    if parameters {
-        join_rows(partial, chunks, 2 * n, |a, b| a + b);
-        let (weight, bias) = partial[..2 * n].split_at(n);
-        for (out, sums) in dparams.into_iter().zip([weight, bias]) {
-            out.into_iter().for_each(|out| store(out, sums));
-        }
-    }
-    Ok(())
-}
-
-/// Computes dx if it is not empty, and for each chunk of `each` rows the sums for weight and bias if `partial` is not empty.
-fn backward_pass<A: Real>(
-    tape: &Tape<'_>,
-    (n, each): (usize, usize),
-    dx: &mut [A],
-    add: bool,
-    partial: &mut [A],
-) -> Result<()> {
-    let (zero, count) = (A::ZERO, tape.rstd.numel());
-    let stats = |v: Option<&View<'_>>| gathered(v, count, zero);
-    let (means, rstds) = (stats(tape.mean.as_ref())?, stats(Some(&tape.rstd))?);
-    let (dmeans, drstds) = (stats(tape.dmean.as_ref())?, stats(tape.drstd.as_ref())?);
-    let (centred, over) = (tape.mean.is_some(), A::ONE / A::of(n as f64));
-    let weight = gathered(tape.weight.as_ref(), n, A::ONE)?;
-    let (mut x_wider, mut dy_wider, mut x_copy, mut dy_copy) = (None, None, None, None);
-    let x = rows::<A>(wide(&tape.x, &mut x_wider)?, n, &mut x_copy)?;
-    let dy = rows::<A>(wide(&tape.dy, &mut dy_wider)?, n, &mut dy_copy)?;
-    let dxs = dx.chunks_mut(each * n).map(Some).chain(std::iter::repeat_with(|| None));
-    let sums = partial.chunks_mut(2 * n).map(Some).chain(std::iter::repeat_with(|| None));
-    let chunks = count.div_ceil(each);
-    par::each(chunks, (0..chunks).zip(dxs).zip(sums), |((task, mut dx), mut sums)| {
-        let mut x_row = vec![zero; if x.direct() { 0 } else { n }];
-        let mut dy_row = vec![zero; if dy.direct() { 0 } else { n }];
-        let weight = &weight[..n];
-        vectorize::<A, _>(
-            #[inline(always)]
-            || {
-                if let Some(sums) = &mut sums {
-                    sums.fill(zero);
-                }
-                for i in task * each..count.min((task + 1) * each) {
-                    let (x, dy) = (&x.row(i, n, &mut x_row)[..n], &dy.row(i, n, &mut dy_row)[..n]);
-                    let (mean, r) = (means[i], rstds[i]);
-                    if let Some(sums) = &mut sums {
-                        let (dweight, dbias) = sums.split_at_mut(n);
-                        let dbias = &mut dbias[..n];
-                        for j in 0..n {
-                            dweight[j] += dy[j] * ((x[j] - mean) * r);
-                            dbias[j] += dy[j];
-                        }
-                    }
-                    let Some(dx) = &mut dx else { continue };
-                    let c1 = if centred { sum_slices([dy, weight], |[dy, w]| dy * w) } else { zero };
-                    let (c1, shift) = (c1 * over, dmeans[i] * over);
-                    let c2 = sum_slices([x, dy, weight], |[x, dy, w]| dy * w * ((x - mean) * r));
-                    let c2 = (c2 + drstds[i] * r) * over;
-                    let dx = &mut dx[(i - task * each) * n..][..n];
-                    for j in 0..n {
-                        let v = r * (dy[j] * weight[j] - c1 - (x[j] - mean) * r * c2) + shift;
-                        dx[j] = if add { dx[j] + v } else { v };
-                    }
-                }
-            },
-        );
-    });
-    Ok(())
-}
-
 /// The inputs of a backward in the order x, (mean), rstd, dy, (weight), (dmean), (drstd).
 fn tape<'a>(inputs: &[View<'a>], centred: bool, weight: bool, stats: bool) -> Tape<'a> {
     let mut next = inputs.iter().copied();
@@ -255,6 +76,7 @@ fn tape<'a>(inputs: &[View<'a>], centred: bool, weight: bool, stats: bool) -> Ta
         weight: take(weight),
         dmean: take(stats && centred),
         drstd: take(stats),
+        dsum: None,
     }
 }
 
@@ -365,7 +187,7 @@ impl Op for LayerNorm {
     fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
         let weight = self.weight.then(|| &inputs[1]);
         let bias = self.bias.then(|| &inputs[1 + usize::from(self.weight)]);
-        gpu::forward(stream, &inputs[0], (weight, bias), (self.shape.numel(), true, self.eps), outputs)
+        gpu::forward(stream, &inputs[0], None, (weight, bias), (self.shape.numel(), true, self.eps), outputs)
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {
@@ -505,7 +327,7 @@ impl Op for RmsNorm {
 
     fn gpu(&self, stream: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
         let weight = self.weight.then(|| &inputs[1]);
-        gpu::forward(stream, &inputs[0], (weight, None), (self.shape.numel(), false, self.eps), outputs)
+        gpu::forward(stream, &inputs[0], None, (weight, None), (self.shape.numel(), false, self.eps), outputs)
     }
 
     fn backward(&self, cx: &mut BackwardCx<'_>, dys: &[Option<Tensor>]) -> Result<()> {

@@ -298,10 +298,35 @@ impl BackwardCx<'_> {
     /// It is written, or added, right where that gradient belongs; an output whose target wants none is skipped
     /// ([`Mode::Skip`]), and if none does, nothing runs.
     pub fn run<O: Op>(&mut self, op: O, inputs: &[&Tensor], targets: &[usize]) -> Result<()> {
-        self.run_any(&op, inputs, targets)
+        self.run_any(&op, inputs, targets, None)
     }
 
-    fn run_any(&mut self, op: &dyn AnyOp, inputs: &[&Tensor], targets: &[usize]) -> Result<()> {
+    /// As [`BackwardCx::run`], but output 0 is the gradient of input `also` too: the two share one tensor.
+    pub(crate) fn run_shared<O: Op>(
+        &mut self,
+        op: O,
+        inputs: &[&Tensor],
+        targets: &[usize],
+        also: usize,
+    ) -> Result<()> {
+        match (self.needs(targets[0]), self.needs(also)) {
+            (_, false) => self.run_any(&op, inputs, targets, None),
+            (true, true) => self.run_any(&op, inputs, targets, Some(also)),
+            (false, true) => {
+                let mut targets = targets.to_vec();
+                targets[0] = also;
+                self.run_any(&op, inputs, &targets, None)
+            }
+        }
+    }
+
+    fn run_any(
+        &mut self,
+        op: &dyn AnyOp,
+        inputs: &[&Tensor],
+        targets: &[usize],
+        also: Option<usize>,
+    ) -> Result<()> {
         let wanted: Vec<bool> = targets.iter().map(|&i| self.needs(i)).collect();
         if !wanted.contains(&true) {
             return Ok(());
@@ -313,7 +338,7 @@ impl BackwardCx<'_> {
                 return Err(Error::internal(message).with_op(self.node.name));
             }
         }
-        // A gradient goes through a temporary where its memory is already a target here.
+        // A gradient goes through a temporary where its memory is already a target here, or where two inputs share it.
         enum To {
             Direct(usize),
             Given(usize),
@@ -324,7 +349,8 @@ impl BackwardCx<'_> {
             if !wanted[k] {
                 let nothing = Tensor::empty(want.with_shape(Shape::from_dims(&[0])), op.name())?;
                 tensors.push((nothing, Mode::Skip, To::Nowhere));
-            } else if (0..k).any(|e| wanted[e] && self.same_edge(targets[e], i)) {
+            } else if (k == 0 && also.is_some()) || (0..k).any(|e| wanted[e] && self.same_edge(targets[e], i))
+            {
                 tensors.push((Tensor::empty(*want, op.name())?, Mode::Write, To::Given(i)));
             } else {
                 let (memory, add) = self.destination(i)?;
@@ -333,10 +359,15 @@ impl BackwardCx<'_> {
         }
         let outs: Vec<(&Tensor, Mode)> = tensors.iter().map(|(t, mode, _)| (t, *mode)).collect();
         run_into_any(op, inputs, &outs)?;
-        for (tensor, _, to) in tensors {
+        for (k, (tensor, _, to)) in tensors.into_iter().enumerate() {
             match to {
                 To::Direct(i) => self.landed(i)?,
-                To::Given(i) => self.give(i, tensor)?,
+                To::Given(i) => {
+                    if let Some(also) = also.filter(|_| k == 0) {
+                        self.give(also, tensor.clone())?;
+                    }
+                    self.give(i, tensor)?;
+                }
                 To::Nowhere => {}
             }
         }

@@ -33,7 +33,7 @@ pub(super) struct Strided<'a, A> {
     stride: usize,
 }
 
-impl<'a, A: Real> Strided<'a, A> {
+impl<'a, A: Element> Strided<'a, A> {
     /// Rows along dimension `dim`, behind which there are only dimensions of size 1.
     pub(super) fn new(view: &View<'a>, dim: usize) -> Self {
         let (shape, strides) = (view.shape(), view.layout().strides);

@@ -10,10 +10,12 @@ use crate::ops::gpu::{packed, src};
 use crate::tensor::{Mode, Out, View};
 use crate::{DType, Result};
 
-/// The forward of both norms. `outs`: y, then mean if `centred`, then rstd.
+/// The forward of both norms. `outs`: y, then mean if `centred`, then rstd. With `sum` the norm is that of x plus a residual,
+/// and their sum is written too.
 pub(super) fn forward(
     stream: &Stream,
     x: &View<'_>,
+    sum: Option<(&View<'_>, &mut Out<'_>)>,
     (weight, bias): (Option<&View<'_>>, Option<&View<'_>>),
     (n, centred, eps): (usize, bool, f64),
     outs: &mut [Out<'_>],
@@ -22,24 +24,63 @@ pub(super) fn forward(
     let (means, rstds) = stats.split_at_mut(usize::from(centred));
     let count = rstds[0].shape().numel();
     let (x, weight, bias) = (stream.contiguous(x)?, packed(stream, weight)?, packed(stream, bias)?);
-    let (x, weight, bias) = (x.src(), src(&weight), src(&bias));
+    let (residual, sum) = sum.unzip();
+    let residual = packed(stream, residual)?;
+    let (x, residual, weight, bias) = (x.src(), src(&residual), src(&weight), src(&bias));
+    let sum = sum.map(|s| s.dst());
     let add = u32::from(y[0].mode() == Mode::Accumulate);
     let (y, mean, rstd) = (y[0].dst(), means.first_mut().map(|m| m.dst()), rstds[0].dst());
     let address = |s: &Option<Src<'_>>| s.map_or(0, |s| s.address());
-    let addresses = [x.address(), y.address(), address(&weight), address(&bias)];
+    let sum_address = sum.as_ref().map_or(0, |s| s.as_src().address());
+    let addresses =
+        [x.address(), y.address(), address(&weight), address(&bias), address(&residual), sum_address];
     let Rows { rows, n, vector, .. } = Rows::new(count, narrow("a row", n)?, &addresses, x.dtype());
-    let eps = eps as f32;
+    let (eps, fused) = (eps as f32, u32::from(sum.is_some()));
     match Rows::per_lane(n, x.dtype(), &[1, 2, 4, 8]) {
         Some(per) => {
             let f = if centred { kernels::NormWarpF::LayerNorm } else { kernels::NormWarpF::RmsNorm };
-            kernels::NormWarp { f, per, x, weight, bias, y, mean, rstd, rows, n, vector, eps, add }
-                .launch(stream)
+            kernels::NormWarp {
+                f,
+                fused,
+                per,
+                x,
+                residual,
+                weight,
+                bias,
+                sum,
+                y,
+                mean,
+                rstd,
+                rows,
+                n,
+                vector,
+                eps,
+                add,
+            }
+            .launch(stream)
         }
         None => {
             let f = if centred { kernels::NormBlockF::LayerNorm } else { kernels::NormBlockF::RmsNorm };
             let cached = Rows::cached(n);
-            kernels::NormBlock { f, x, weight, bias, y, mean, rstd, rows, n, vector, cached, eps, add }
-                .launch(stream)
+            kernels::NormBlock {
+                f,
+                fused,
+                x,
+                residual,
+                weight,
+                bias,
+                sum,
+                y,
+                mean,
+                rstd,
+                rows,
+                n,
+                vector,
+                cached,
+                eps,
+                add,
+            }
+            .launch(stream)
         }
     }
 }
@@ -66,13 +107,15 @@ pub(super) fn backward(
     if dx.wanted() {
         let weight = packed(stream, tape.weight.as_ref())?;
         let (dmean, drstd) = (packed(stream, tape.dmean.as_ref())?, packed(stream, tape.drstd.as_ref())?);
+        let dsum = packed(stream, tape.dsum.as_ref())?;
         let add = u32::from(dx.mode() == Mode::Accumulate);
         let (mean, weight, dx) = (src(&mean), src(&weight), dx.dst());
-        let (dmean, drstd) = (src(&dmean), src(&drstd));
+        let (dmean, drstd, dsum) = (src(&dmean), src(&drstd), src(&dsum));
         let f = if centred { kernels::NormBackwardF::LayerNorm } else { kernels::NormBackwardF::RmsNorm };
-        let addresses = [x.address(), dy.address(), dx.address(), weight.map_or(0, |w| w.address())];
+        let address = |s: Option<Src<'_>>| s.map_or(0, |s| s.address());
+        let addresses = [x.address(), dy.address(), dx.address(), address(weight), address(dsum)];
         let Rows { rows, n, vector, .. } = Rows::new(rows, narrow("a row", n)?, &addresses, x.dtype());
-        kernels::NormBackward { f, x, mean, rstd, dy, weight, dmean, drstd, dx, rows, n, vector, add }
+        kernels::NormBackward { f, x, mean, rstd, dy, weight, dmean, drstd, dsum, dx, rows, n, vector, add }
             .launch(stream)?;
     }
     let dparams = dparams.map(|d| d.filter(|d| d.wanted()));

@@ -110,6 +110,36 @@ fn backward(
     out
 }
 
+/// The last dimension, over which fused norms go.
+fn last(x: &Value) -> &[usize] {
+    &x.shape[x.shape.len() - 1..]
+}
+
+/// The sum, rounded to the type; the norm of that.
+fn sum_and_norm(inputs: &[Value], centred: bool, weight: bool, bias: bool, eps: f64) -> Vec<Expected> {
+    let (x, residual) = (&inputs[0], &inputs[1]);
+    let add = |(&a, &b): (&f64, &f64)| round::to(x.dtype, (dd(a) + dd(b)).get());
+    let sum = Value { data: x.data.iter().zip(&residual.data).map(add).collect(), ..x.clone() };
+    let w = weight.then(|| &inputs[2]);
+    let b = bias.then(|| &inputs[2 + weight as usize]);
+    let mut out = vec![Expected::of(&x.shape, x.dtype, sum.data.iter().map(|&v| dd(v)).collect())];
+    out.extend(forward(&sum, last(x), [w, b], centred, eps));
+    out
+}
+
+/// The norm's backward, and the gradient of the sum added to that of the rows.
+fn with_sum(inputs: &[Value], centred: bool, weight: bool, bias: bool, dsum: bool) -> Vec<Expected> {
+    let (inputs, dsum) = inputs.split_at(inputs.len() - dsum as usize);
+    let mut out = backward(inputs, last(&inputs[0]), centred, weight, bias, false);
+    if let Some(dsum) = dsum.first() {
+        for (i, &d) in dsum.data.iter().enumerate() {
+            out[0].values[i] = (dd(out[0].values[i]) + dd(d)).get();
+            out[0].scale[i] += d.abs();
+        }
+    }
+    out
+}
+
 pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     if let Some(op) = op.downcast_ref::<ops::LayerNorm>() {
         let w = op.weight.then(|| &inputs[1]);
@@ -123,8 +153,20 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     if let Some(op) = op.downcast_ref::<ops::LayerNormBackward>() {
         return Some(backward(inputs, op.shape.dims(), true, op.weight, op.bias, op.stats));
     }
-    let op = op.downcast_ref::<ops::RmsNormBackward>()?;
-    Some(backward(inputs, op.shape.dims(), false, op.weight, false, op.stats))
+    if let Some(op) = op.downcast_ref::<ops::RmsNormBackward>() {
+        return Some(backward(inputs, op.shape.dims(), false, op.weight, false, op.stats));
+    }
+    if let Some(op) = op.downcast_ref::<ops::AddLayerNorm>() {
+        return Some(sum_and_norm(inputs, true, op.weight, op.bias, op.eps));
+    }
+    if let Some(op) = op.downcast_ref::<ops::AddRmsNorm>() {
+        return Some(sum_and_norm(inputs, false, op.weight, op.bias, op.eps));
+    }
+    if let Some(op) = op.downcast_ref::<ops::AddLayerNormBackward>() {
+        return Some(with_sum(inputs, true, op.weight, op.bias, op.dsum));
+    }
+    let op = op.downcast_ref::<ops::AddRmsNormBackward>()?;
+    Some(with_sum(inputs, false, op.weight, op.bias, op.dsum))
 }
 
 /// An infinity in a row leaves it no mean and no variance: all of a layer norm's row is NaN. The statistics that a backward is
