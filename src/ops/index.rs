@@ -170,7 +170,8 @@ impl EmbeddingBackward {
             Layout { shape: ids.shape(), strides: layout.strides.without(ids.shape().rank()), ..*layout };
         starts.iter_mut().zip(lead.positions()).for_each(|(s, at)| *s = at);
         let (rows, starts, order, data) = (&*rows, &*starts, &*order, dy.data::<T>());
-        let per = (GRAIN / width).max(1);
+        // By what there is to add: a small table may have many ids. A row is added up by one thread, whatever the cut.
+        let per = (GRAIN / (width * (1 + n / self.rows))).max(1);
         par::for_each_chunk_mut(out, per * width, |c, chunk| {
             let mut k = order.partition_point(|&p| rows[p] < c * per);
             for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
