@@ -16,6 +16,7 @@ mod copy;
 mod dropout;
 mod extremum;
 mod fused;
+mod gated;
 mod gpu;
 mod group_norm;
 mod index;
@@ -56,6 +57,7 @@ pub use conv::{Conv, ConvInputBackward, ConvWeightBackward, Convolution};
 pub use copy::{Cast, Contiguous};
 pub use dropout::Dropout;
 pub use extremum::*;
+pub use gated::{SwiGlu, SwiGluBackward};
 pub use group_norm::{GroupNorm, GroupNormBackward};
 pub use index::{
     Embedding, EmbeddingBackward, Gather, GatherBackward, IndexSelect, IndexSelectBackward, OneHot,
@@ -167,6 +169,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     copy::visit(visitor);
     dropout::visit(visitor);
     select::visit(visitor);
+    gated::visit(visitor);
     norm::visit(visitor);
     batch_norm::visit(visitor);
     group_norm::visit(visitor);

@@ -11,6 +11,7 @@ pub mod binary;
 pub mod conv;
 pub mod copy;
 pub mod dd;
+pub mod gated;
 pub mod index;
 pub mod large;
 pub mod loss;
@@ -81,6 +82,7 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     let families = [
         conv::expected,
         copy::expected,
+        gated::expected,
         index::expected,
         reduce::expected,
         rotary::expected,
@@ -107,6 +109,7 @@ pub fn specials(op: &dyn Any, input: usize) -> Option<Specials> {
         batch_norm::specials,
         conv::specials,
         copy::specials,
+        gated::specials,
         index::specials,
         reduce::specials,
         rotary::specials,
