@@ -348,19 +348,19 @@ WS_FN Online read_row(WarpRows& shared, const T* row, const T* other, u64 classe
     return o;
 }
 
-// Cross entropy of rows of logits and class indices: statistics [rows, 2] (maximum, sum of exponentials), each row's loss
+// Cross entropy of rows of logits (`pitch` apart, of which the first `classes` count) and class indices: statistics [rows, 2] (maximum, sum of exponentials), each row's loss
 // into `each`, if there is one, and the sums of losses and of target weights as in `leave_sums`.
-KERNEL(cross_entropy, types(T: f32, bf16, f16), types(I: i32, i64), ints(WIDE: 0, 1), in(T, x, rows * classes),
+KERNEL(cross_entropy, types(T: f32, bf16, f16), types(I: i32, i64), ints(WIDE: 0, 1), in(T, x, rows * pitch),
        in(I, target, rows), opt_in(T, weight, classes), opt_out(T, each, rows), opt_out(T, loss, 1),
        opt_out(f64, divisor, 1), opt_out(f64, parts, any), out(f64, stats, rows * 2), inout(u32, fault, any),
-       val(u64, rows), val(u64, classes), val(u64, lanes), val(i64, ignored), val(f32, rest), val(f32, smooth),
-       val(f64, by), val(u32, weighted), val(u32, flat),
+       val(u64, rows), val(u64, classes), val(u64, pitch), val(u64, lanes), val(i64, ignored), val(f32, rest),
+       val(f32, smooth), val(f64, by), val(u32, weighted), val(u32, flat),
        launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
     SHARED(WarpRows, shared);
     SHARED(BlockSums, sums);
     const RowOf at = row_of(lanes);
     const bool live = at.row < rows;
-    const T* const row = live ? x + at.row * classes : nullptr;
+    const T* const row = live ? x + at.row * pitch : nullptr;
     const Online o = read_row<WIDE>(shared, row, static_cast<const T*>(nullptr), classes, at, flat, smooth > 0.0f,
                                     [&](u64 c, f32) { return weight ? to_f32(weight[c]) : 1.0f; });
     f64 total = 0.0, count = 0.0;
@@ -388,15 +388,12 @@ KERNEL(cross_entropy, types(T: f32, bf16, f16), types(I: i32, i64), ints(WIDE: 0
     if (threadIdx.x == 0) leave_sums<T>(total, count, parts, loss, divisor, by, weighted);
 }
 
-// dx (+)= dy / divisor * (softmax * (sum of the smoothed, weighted target) - that target), 0 for ignored rows. dy: one for
-// all rows (dy_step 0) or one each (1).
-KERNEL(cross_entropy_backward, types(T: f32, bf16, f16), types(I: i32, i64), ints(WIDE: 0, 1), in(T, dy, any),
-       in(T, x, rows * classes), in(f64, stats, rows * 2), in(f64, divisor, 1), in(I, target, rows),
-       opt_in(T, weight, classes), out(T, dx, rows * classes), inout(u32, fault, any), val(u64, rows),
-       val(u64, classes), val(u64, lanes), val(u64, dy_step), val(i64, ignored), val(f32, rest), val(f32, smooth),
-       val(u32, divide), val(u32, flat), val(u32, add),
-       launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
-    SHARED(WarpNumbers, shared);
+// dx (+)= dy / divisor * (softmax * (sum of the smoothed, weighted target) - that target), 0 for ignored rows and behind the
+// classes. dy: one for all rows (dy_step 0) or one each (1). x may be dx: a thread reads its columns before it writes them.
+template <int WIDE, class T, class I>
+WS_FN void cross_entropy_gradient(WarpNumbers& shared, const T* dy, const T* x, const f64* stats, const f64* divisor, const I* target,
+                                  const T* weight, T* dx, u32* fault, u64 rows, u64 classes, u64 pitch, u64 lanes, u64 dy_step,
+                                  i64 ignored, f32 rest, f32 smooth, u32 divide, u32 flat, u32 add) {
     const RowOf at = row_of(lanes);
     const bool live = at.row < rows;
     const auto weight_of = [&](u64 c) { return weight ? to_f32(weight[c]) : 1.0f; };
@@ -419,8 +416,8 @@ KERNEL(cross_entropy_backward, types(T: f32, bf16, f16), types(I: i32, i64), int
         spread = g * smooth;
         factor = (hit + spread * mass) / f32(stats[2 * at.row + 1]);
     }
-    const u64 base = at.row * classes;
-    each_column(x + base, static_cast<const T*>(nullptr), classes, at, flat,
+    const u64 base = at.row * pitch;
+    each_column(x + base, static_cast<const T*>(nullptr), pitch, at, flat,
                 [&](u64 c, u64 step, const f32(&v)[GROUP], const f32(&)[GROUP], u32 here) {
         f32 d[GROUP];
 #pragma unroll
@@ -428,7 +425,7 @@ KERNEL(cross_entropy_backward, types(T: f32, bf16, f16), types(I: i32, i64), int
             if (k >= here) continue;
             const u64 j = c + k * step;
             d[k] = 0.0f;
-            if (counts) {
+            if (counts && j < classes) {
                 d[k] = ws_exp(v[k] - max) * factor;
                 if (smooth > 0.0f) d[k] -= spread * weight_of(j);
                 if (j == u64(y)) d[k] -= hit;
@@ -436,6 +433,28 @@ KERNEL(cross_entropy_backward, types(T: f32, bf16, f16), types(I: i32, i64), int
         }
         put_columns(dx + base + c, step, here, flat, d, add);
     });
+}
+
+KERNEL(cross_entropy_backward, types(T: f32, bf16, f16), types(I: i32, i64), ints(WIDE: 0, 1), in(T, dy, any),
+       in(T, x, rows * pitch), in(f64, stats, rows * 2), in(f64, divisor, 1), in(I, target, rows),
+       opt_in(T, weight, classes), out(T, dx, rows * pitch), inout(u32, fault, any), val(u64, rows), val(u64, classes),
+       val(u64, pitch), val(u64, lanes), val(u64, dy_step), val(i64, ignored), val(f32, rest), val(f32, smooth),
+       val(u32, divide), val(u32, flat), val(u32, add),
+       launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
+    SHARED(WarpNumbers, shared);
+    cross_entropy_gradient<WIDE>(shared, dy, x, stats, divisor, target, weight, dx, fault, rows, classes, pitch, lanes, dy_step,
+                                 ignored, rest, smooth, divide, flat, add);
+}
+
+// The same over the logits x.
+KERNEL(cross_entropy_overwrite, types(T: f32, bf16, f16), types(I: i32, i64), ints(WIDE: 0, 1), in(T, dy, any),
+       inout(T, x, rows * pitch), in(f64, stats, rows * 2), in(f64, divisor, 1), in(I, target, rows),
+       opt_in(T, weight, classes), inout(u32, fault, any), val(u64, rows), val(u64, classes), val(u64, pitch),
+       val(u64, lanes), val(u64, dy_step), val(i64, ignored), val(f32, rest), val(f32, smooth), val(u32, divide),
+       val(u32, flat), launch(grid = ceil_div(rows * lanes, 256), block = 256, shared = 0)) {
+    SHARED(WarpNumbers, shared);
+    cross_entropy_gradient<WIDE>(shared, dy, x, stats, divisor, target, weight, x, fault, rows, classes, pitch, lanes, dy_step,
+                                 ignored, rest, smooth, divide, flat, 0);
 }
 
 // Cross entropy of rows of logits and distributions t, smoothed to u = w * (rest * t + even). Outputs as of `cross_entropy`.

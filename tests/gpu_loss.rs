@@ -70,7 +70,7 @@ const fn options<'a>(
     label_smoothing: f64,
     reduction: Reduction,
 ) -> CrossEntropy<'a> {
-    CrossEntropy { weight, ignore_index: -100, label_smoothing, reduction, class_dim: 1 }
+    CrossEntropy { weight, ignore_index: -100, label_smoothing, reduction, class_dim: 1, classes: None }
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod tests;
 use crate::dtype::Real;
 use crate::{DType, Error, Result, Shape, Tensor};
 
-pub use cross_entropy::{CrossEntropy, CrossEntropyLoss, CrossEntropyLossBackward};
+pub use cross_entropy::{CrossEntropy, CrossEntropyLoss, CrossEntropyLossBackward, CrossEntropyOverwrite};
 pub use distill::{DistillationLoss, DistillationLossBackward, distillation_loss};
 pub use kinds::{Bce, BceWithLogits, Huber, Kl, KlDiv, L1, Mse, SmoothL1};
 pub use point::{PointKind, PointLoss, PointLossBackward};
@@ -40,6 +40,7 @@ super::family!(
     PointLossBackward<Bce>,
     CrossEntropyLoss,
     CrossEntropyLossBackward,
+    CrossEntropyOverwrite,
     SoftCrossEntropyLoss,
     SoftCrossEntropyLossBackward,
     DistillationLoss,

@@ -7,12 +7,13 @@
 
 #![forbid(unsafe_code)]
 
+mod backward;
+
 use std::ops::RangeInclusive;
 
-use super::gpu::{RowPlan, Sums, dy_of, set_divisor};
-use super::rows::{Rows, dy_rows, put_row, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
-use super::{GRAIN, Reduction, SoftCrossEntropyLoss, no_gradient, same_float, with_some};
-use crate::cpu::par;
+use super::gpu::{RowPlan, Sums, set_divisor};
+use super::rows::{Rows, reduce_rows, row_sum, softmax_stats, stats_meta, weights};
+use super::{Reduction, SoftCrossEntropyLoss, no_gradient, same_float, with_some};
 use crate::cpu::simd::vectorize;
 use crate::device::Stream;
 use crate::device::kernels::loss as kernels;
@@ -21,8 +22,10 @@ use crate::dtype::{Element, Float, Real};
 use crate::ops::gpu::{packed, src};
 use crate::ops::index::{Index, bad_index, index_dtype, out_of_range};
 use crate::ops::{Arg, Case, Cases, Op, Plan, Tolerance, Values, run};
-use crate::tensor::{BackwardCx, Meta, Mode, Out, Saves, Tensor, View};
+use crate::tensor::{BackwardCx, Meta, Out, Saves, Tensor, View};
 use crate::{DType, Error, ErrorKind, Result, Shape, dispatch};
+
+pub use backward::{CrossEntropyLossBackward, CrossEntropyOverwrite};
 
 /// Options of [`Tensor::cross_entropy`], with PyTorch's defaults.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +41,9 @@ pub struct CrossEntropy<'a> {
     /// The dimension of the logits that holds the classes: 1, as PyTorch has it (0 where there is only one dimension),
     /// or for example −1 for classes last.
     pub class_dim: isize,
+    /// How many of the logits of a row are classes, the first ones; the rest is padding (a vocabulary of 50,257 in rows of
+    /// 50,304), whose probability and gradient are 0. `None`: all. For class indices only.
+    pub classes: Option<usize>,
 }
 
 impl Default for CrossEntropy<'_> {
@@ -48,6 +54,7 @@ impl Default for CrossEntropy<'_> {
             label_smoothing: 0.0,
             reduction: Reduction::Mean,
             class_dim: 1,
+            classes: None,
         }
     }
 }
@@ -66,28 +73,30 @@ pub struct CrossEntropyLoss {
     pub label_smoothing: f64,
     /// What becomes of the rows' losses.
     pub reduction: Reduction,
+    /// How many logits of a row are classes; those behind them count nothing. `None`: all.
+    pub classes: Option<usize>,
+    /// Whether backward writes the gradient over the logits.
+    pub overwrites: bool,
 }
 
-/// The gradient of [`CrossEntropyLoss`] by the logits. Inputs: dy, logits, the two outputs for backward, target, weight.
-#[derive(Clone, Copy, Debug)]
-pub struct CrossEntropyLossBackward {
-    /// The arguments of the loss.
-    pub loss: CrossEntropyLoss,
-}
-
-/// Checks the logits of a cross entropy; the shapes of its statistics follow.
+/// Checks the logits of a cross entropy; the shapes of its statistics follow. Returns the number of classes: `used`, or all.
 pub(super) fn check_logits(
     op: &'static str,
     logits: Meta,
     weight: Option<&Meta>,
     smoothing: f64,
+    used: Option<usize>,
 ) -> Result<usize> {
     if !(0.0..=1.0).contains(&smoothing) {
         return Err(Error::argument(format!("label_smoothing must lie in [0, 1], found {smoothing}")));
     }
-    let Some(&classes) = logits.shape.last() else {
+    let Some(&width) = logits.shape.last() else {
         return Err(Error::shape(op, "the logits need a dimension of classes, found a 0-d tensor"));
     };
+    let classes = used.unwrap_or(width);
+    if classes > width || (classes == 0 && width > 0) {
+        return Err(Error::argument(format!("{classes} classes in rows of {width} logits")));
+    }
     same_float(op, logits.dtype, weight.map(|w| ("weight", w.dtype)).as_slice())?;
     if let Some(weight) = weight.filter(|w| w.shape[..] != [classes]) {
         let message = format!("the weight must be [{classes}], one a class, found {}", weight.shape);
@@ -104,7 +113,7 @@ fn bad_class(error: Error, classes: usize) -> Error {
 impl CrossEntropyLoss {
     /// Checks logits, target and weight.
     fn check(&self, op: &'static str, logits: Meta, target: Meta, weight: Option<&Meta>) -> Result<()> {
-        check_logits(op, logits, weight, self.label_smoothing)?;
+        check_logits(op, logits, weight, self.label_smoothing, self.classes)?;
         index_dtype(op, target.dtype)?;
         if target.shape != logits.shape.without(logits.shape.rank() - 1) {
             let message = format!(
@@ -126,8 +135,13 @@ impl CrossEntropyLoss {
         Err(Error::argument(format!("{} inputs given, {want} needed", inputs.len())))
     }
 
+    /// The number of classes in rows of logits of this shape.
+    fn count(&self, logits: Shape) -> usize {
+        self.classes.unwrap_or(logits[logits.rank() - 1])
+    }
+
     /// The classes of the rows; `usize::MAX` for rows that do not count.
-    fn classes(&self, op: &'static str, target: View<'_>, classes: usize, scratch: &mut [u8]) -> Result<()> {
+    fn places(&self, op: &'static str, target: View<'_>, classes: usize, scratch: &mut [u8]) -> Result<()> {
         let places: &mut [usize] = bytemuck::cast_slice_mut(scratch);
         let good = dispatch!(int target.dtype(), I => {
             let data = target.data::<I>();
@@ -157,6 +171,11 @@ impl CrossEntropyLoss {
         s.fault_slot(move |value, at| bad_class(bad_index(op, shape, value, at, classes), classes))
     }
 
+    /// A weight for cases.
+    fn weight_arg(&self, shape: &[usize]) -> Arg {
+        Arg::constant(&[self.count(Shape::from_dims(shape))], Values::Uniform(0.5, 2.0))
+    }
+
     /// `1 − ε` and `ε/C`.
     fn smoothing(&self, classes: u64) -> (f32, f32) {
         ((1.0 - self.label_smoothing) as f32, (self.label_smoothing / classes as f64) as f32)
@@ -164,8 +183,8 @@ impl CrossEntropyLoss {
 
     fn body<T: Float>(&self, inputs: &[View<'_>], outs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
         let shape = inputs[0].shape();
-        let (classes, count) = (shape[shape.rank() - 1], inputs[1].numel());
-        self.classes(Self::NAME, inputs[1], classes, scratch)?;
+        let (classes, count) = (self.count(shape), inputs[1].numel());
+        self.places(Self::NAME, inputs[1], classes, scratch)?;
         let targets: &[usize] = bytemuck::cast_slice(scratch);
         let rows = Rows::<T>::new(inputs[0]);
         let weight = inputs.get(2).map(|w| weights::<T>(*w));
@@ -224,7 +243,7 @@ impl CrossEntropyLoss {
         reduce_rows::<T, 2>(self.reduction, by, count, classes, loss, stats, |range, put| {
             let mut buffer = rows.buffer();
             for r in range {
-                put(&mut |stats| loss_of(rows.load(r, &mut buffer), targets[r], stats));
+                put(&mut |stats| loss_of(&rows.load(r, &mut buffer)[..classes], targets[r], stats));
             }
         });
         Ok(())
@@ -258,7 +277,7 @@ impl Op for CrossEntropyLoss {
     }
 
     fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        let plan = RowPlan::new(inputs[0].shape());
+        let plan = RowPlan::padded(inputs[0].shape(), self.count(inputs[0].shape()));
         let (x, target) = (s.contiguous(&inputs[0])?, s.contiguous(&inputs[1])?);
         let weight = packed(s, inputs.get(2))?;
         let mut fault = Self::fault_slot(s, Self::NAME, &inputs[1], plan.classes)?;
@@ -290,6 +309,7 @@ impl Op for CrossEntropyLoss {
             fault: fault.dst(),
             rows: plan.rows,
             classes: plan.classes,
+            pitch: plan.pitch,
             lanes: plan.lanes,
             ignored: self.ignore_index,
             rest,
@@ -310,6 +330,9 @@ impl Op for CrossEntropyLoss {
         if self.weighted && cx.needs(2) {
             return Err(no_gradient(Self::NAME, "weight"));
         }
+        if self.overwrites {
+            return self.overwrite(cx, dy);
+        }
         let mut inputs = vec![dy.clone(), cx.input(0)?, cx.output(1)?, cx.output(2)?, cx.input(1)?];
         if self.weighted {
             inputs.push(cx.input(2)?);
@@ -321,7 +344,7 @@ impl Op for CrossEntropyLoss {
         let list = cases(|loss, shape, target| {
             let mut inputs = vec![Arg::new(shape, Values::Normal(3.0)), target];
             if loss.weighted {
-                inputs.push(Arg::constant(&shape[shape.len() - 1..], Values::Uniform(0.5, 2.0)));
+                inputs.push(loss.weight_arg(shape));
             }
             Case { op: loss, inputs }
         });
@@ -357,177 +380,32 @@ fn cases<C>(case: impl Fn(CrossEntropyLoss, &[usize], Arg) -> C) -> Vec<C> {
                 let some = [last, ignore_index, last / 2].map(|y| y as f64).to_vec();
                 let values = if ignore_index < 0 { Values::Index(classes) } else { Values::Exactly(some) };
                 let target = Arg::typed(&shape[..shape.len() - 1], values, dtype);
-                let loss = CrossEntropyLoss { weighted, ignore_index, label_smoothing, reduction };
+                let (classes, overwrites) = (None, false);
+                let loss = CrossEntropyLoss {
+                    weighted,
+                    ignore_index,
+                    label_smoothing,
+                    reduction,
+                    classes,
+                    overwrites,
+                };
                 list.push(case(loss, shape, target));
             }
         }
     }
+    // Rows with padding behind the classes: a few lanes, vectors with a ragged end, and a block a row.
+    let mean = Reduction::Mean;
+    for (width, used, weighted, label_smoothing, reduction) in
+        [(7, 5, true, 0.1, mean), (16, 13, false, 0.0, Reduction::None), (1040, 1030, false, 0.0, mean)]
+    {
+        let classes = Some(used);
+        let (ignore_index, overwrites) = (3, false);
+        let loss =
+            CrossEntropyLoss { weighted, ignore_index, label_smoothing, reduction, classes, overwrites };
+        let targets = Values::Exactly(vec![used as f64 - 1.0, 3.0, 0.0]);
+        list.push(case(loss, &[3, width], Arg::typed(&[3], targets, DType::I64)));
+    }
     list
-}
-
-impl CrossEntropyLossBackward {
-    fn body<T: Float>(&self, inputs: &[View<'_>], out: &mut Out<'_>, scratch: &mut [u8]) -> Result<()> {
-        let [dy, logits, stats, divisor, target] = inputs[..5] else {
-            return Err(Error::internal("cross entropy's gradient needs five inputs"));
-        };
-        let classes = logits.shape()[logits.shape().rank() - 1];
-        self.loss.classes(Self::NAME, target, classes, scratch)?;
-        if out.shape().numel() == 0 {
-            return Ok(());
-        }
-        let targets: &[usize] = bytemuck::cast_slice(scratch);
-        let rows = Rows::<T>::new(logits);
-        let stats = Rows::<f64>::new(stats);
-        let dy = dy_rows::<T>(dy, target.shape())?;
-        let weight = inputs.get(5).map(|w| weights::<T>(*w));
-        let weight = weight.as_deref();
-        let smoothing = self.loss.label_smoothing;
-        let (smooth, rest) = (T::Acc::of(smoothing / classes as f64), T::Acc::of(1.0 - smoothing));
-        let all_weights = weight.map_or(T::Acc::of(classes as f64), |w| {
-            row_sum(
-                w,
-                #[inline(always)]
-                |_, v| v,
-            )
-        });
-        let divisor = match self.loss.reduction {
-            Reduction::Sum | Reduction::None => T::Acc::ONE,
-            Reduction::Mean | Reduction::BatchMean => T::Acc::of(divisor.data::<f64>()[0]),
-        };
-        let mode = out.mode();
-        let per = (GRAIN / classes).max(1);
-        par::for_each_chunk_mut(out.slice::<T>(), per * classes, |c, chunk| {
-            let (mut buffer, mut pair, mut one) = (rows.buffer(), stats.buffer(), dy.buffer());
-            for (k, out) in chunk.chunks_exact_mut(classes).enumerate() {
-                let r = c * per + k;
-                let y = targets[r];
-                if y == usize::MAX {
-                    if mode == Mode::Write {
-                        out.fill(T::default());
-                    }
-                    continue;
-                }
-                let (row, stats) = (rows.load(r, &mut buffer), stats.load(r, &mut pair));
-                let g = dy.load(r, &mut one)[0] / divisor;
-                let hit = g * rest * weight.map_or(T::Acc::ONE, |w| w[y]);
-                let (row, max, sum) = (&row[..out.len()], T::Acc::of(stats[0]), T::Acc::of(stats[1]));
-                let spread = g * smooth;
-                let factor = (hit + spread * if smoothing > 0.0 { all_weights } else { T::Acc::ZERO }) / sum;
-                // The target's own place is put last, from its old value: adding twice would round twice.
-                let old = out[y];
-                vectorize(
-                    #[inline(always)]
-                    || match weight {
-                        _ if smoothing == 0.0 => put_row(
-                            out,
-                            mode,
-                            #[inline(always)]
-                            |c| (row[c] - max).exp() * factor,
-                        ),
-                        None => put_row(
-                            out,
-                            mode,
-                            #[inline(always)]
-                            |c| (row[c] - max).exp() * factor - spread,
-                        ),
-                        Some(w) => put_row(
-                            out,
-                            mode,
-                            #[inline(always)]
-                            |c| (row[c] - max).exp() * factor - spread * w[c],
-                        ),
-                    },
-                );
-                out[y] = old;
-                let w = weight.map_or(T::Acc::ONE, |w| w[y]);
-                put_row(&mut out[y..=y], mode, |_| (row[y] - max).exp() * factor - spread * w - hit);
-            }
-        });
-        Ok(())
-    }
-}
-
-impl Op for CrossEntropyLossBackward {
-    const NAME: &'static str = "cross_entropy_backward";
-    const INPUTS: RangeInclusive<usize> = 5..=6;
-    const ACCUMULATES: bool = true;
-
-    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        self.loss.has_weight(5, inputs)?;
-        let (dy, logits, target) = (inputs[0], inputs[1], inputs[4]);
-        self.loss.check(Self::NAME, logits, target, inputs.get(5))?;
-        let stats = stats_meta(logits, 2);
-        let fits = dy.dtype == logits.dtype
-            && dy.shape == self.loss.reduction.shape(target.shape)
-            && inputs[2] == stats
-            && inputs[3] == stats.with_shape(Shape::from_dims(&[]));
-        if !fits {
-            let message = format!(
-                "dy {dy} and the statistics {} and {} do not fit the logits {logits}",
-                inputs[2], inputs[3]
-            );
-            return Err(Error::shape(Self::NAME, message));
-        }
-        Ok(Plan { outputs: vec![logits], scratch: target.shape.numel() * size_of::<usize>() })
-    }
-
-    fn cpu(&self, inputs: &[View<'_>], outputs: &mut [Out<'_>], scratch: &mut [u8]) -> Result<()> {
-        dispatch!(float inputs[1].dtype(), T => self.body::<T>(inputs, &mut outputs[0], scratch),
-            else crate::ops::index::float_dtype(Self::NAME, inputs[1].dtype()))
-    }
-
-    fn gpu(&self, s: &Stream, inputs: &[View<'_>], outputs: &mut [Out<'_>]) -> Result<()> {
-        let plan = RowPlan::new(inputs[1].shape());
-        let (dy, dy_step) = dy_of(s, &inputs[0], self.loss.reduction)?;
-        let (x, stats) = (s.contiguous(&inputs[1])?, s.contiguous(&inputs[2])?);
-        let (target, weight) = (s.contiguous(&inputs[4])?, packed(s, inputs.get(5))?);
-        let mut fault = CrossEntropyLoss::fault_slot(s, Self::NAME, &inputs[4], plan.classes)?;
-        let (add, dx) = (u32::from(outputs[0].mode() == Mode::Accumulate), outputs[0].dst());
-        let (rest, smooth) = self.loss.smoothing(plan.classes);
-        kernels::CrossEntropyBackward {
-            wide: plan.wide,
-            dy: dy.src(),
-            x: x.src(),
-            stats: stats.src(),
-            divisor: inputs[3].src(),
-            target: target.src(),
-            weight: src(&weight),
-            flat: plan.flat(x.src().dtype(), &[x.src().address(), dx.address()]),
-            dx,
-            fault: fault.dst(),
-            rows: plan.rows,
-            classes: plan.classes,
-            lanes: plan.lanes,
-            dy_step,
-            ignored: self.loss.ignore_index,
-            rest,
-            smooth,
-            divide: u32::from(matches!(self.loss.reduction, Reduction::Mean | Reduction::BatchMean)),
-            add,
-        }
-        .launch(s)
-    }
-
-    fn cases() -> Cases<Self> {
-        let list = cases(|loss, shape, target| {
-            let dy = loss.reduction.shape(Shape::from_dims(&target.shape));
-            // Any positive statistics will do: the op is a function of them.
-            let values = Values::Uniform(4.0, 6.0);
-            let stats = Shape::from_dims(shape).with(shape.len() - 1, 2);
-            let mut inputs = vec![
-                Arg::constant(&dy, Values::Normal(1.0)),
-                Arg::constant(shape, Values::Normal(1.0)),
-                Arg::typed(&stats, values.clone(), DType::F64),
-                Arg::typed(&[], values, DType::F64),
-                target,
-            ];
-            if loss.weighted {
-                inputs.push(Arg::constant(&shape[shape.len() - 1..], Values::Uniform(0.5, 2.0)));
-            }
-            Case { op: CrossEntropyLossBackward { loss }, inputs }
-        });
-        Cases { dtypes: &DType::FLOATS, tolerance: SUM, list }
-    }
 }
 
 impl Tensor {
@@ -545,34 +423,58 @@ impl Tensor {
     /// ```
     #[track_caller]
     pub fn cross_entropy(&self, target: &Tensor, options: CrossEntropy<'_>) -> Result<Tensor> {
-        let CrossEntropy { weight, ignore_index, label_smoothing, reduction, class_dim } = options;
-        // A single row has its classes in its only dimension.
-        let class_dim = if self.rank() == 1 && class_dim == 1 { 0 } else { class_dim };
-        let class_dim = self.shape().dim(CrossEntropyLoss::NAME, class_dim)?;
-        let mut order: Vec<usize> = (0..self.rank()).filter(|&d| d != class_dim).collect();
-        order.push(class_dim);
-        let logits = self.permute(&order)?;
-        let weighted = weight.is_some();
         if !target.dtype().is_float() {
-            let op = CrossEntropyLoss { weighted, ignore_index, label_smoothing, reduction };
-            let outputs = run(op, &with_some(&[&logits, target], &[weight])).map_err(|e| {
-                let classes_last = self.rank() > 2 && target.shape() == self.shape().without(self.rank() - 1);
-                let help = "set class_dim to -1 if the classes are in the last dimension of the logits";
-                if classes_last && e.kind() == ErrorKind::Shape { e.with_help(help) } else { e }
-            })?;
-            return Ok(outputs[0].clone());
+            return self.indexed_cross_entropy(target, options, false);
+        }
+        let CrossEntropy { weight, ignore_index, label_smoothing, reduction, classes, .. } = options;
+        let order = self.classes_last(&options)?;
+        let refuse = |message: String| Err(Error::argument(message).with_op(SoftCrossEntropyLoss::NAME));
+        if classes.is_some() {
+            return refuse("a number of classes has no meaning for a target of probabilities".to_owned());
         }
         if ignore_index >= 0 {
-            let message = format!("ignore_index {ignore_index} has no meaning for a target of probabilities");
-            return Err(Error::argument(message).with_op(SoftCrossEntropyLoss::NAME));
+            return refuse(format!(
+                "ignore_index {ignore_index} has no meaning for a target of probabilities"
+            ));
         }
         if target.shape() != self.shape() {
             let message = format!("the target is {} but the logits are {}", target.shape(), self.shape());
             return Err(Error::shape(SoftCrossEntropyLoss::NAME, message)
                 .with_help("class indices must be i32 or i64; probabilities have the shape of the logits"));
         }
-        let op = SoftCrossEntropyLoss { weighted, label_smoothing, reduction };
-        let outputs = run(op, &with_some(&[&logits, &target.permute(&order)?], &[weight]))?;
+        let op = SoftCrossEntropyLoss { weighted: weight.is_some(), label_smoothing, reduction };
+        let (logits, target) = (self.permute(&order)?, target.permute(&order)?);
+        let outputs = run(op, &with_some(&[&logits, &target], &[weight]))?;
+        Ok(outputs[0].clone())
+    }
+
+    /// The order of dimensions that puts the classes last.
+    fn classes_last(&self, options: &CrossEntropy<'_>) -> Result<Vec<usize>> {
+        // A single row has its classes in its only dimension.
+        let class_dim = if self.rank() == 1 && options.class_dim == 1 { 0 } else { options.class_dim };
+        let class_dim = self.shape().dim(CrossEntropyLoss::NAME, class_dim)?;
+        let mut order: Vec<usize> = (0..self.rank()).filter(|&d| d != class_dim).collect();
+        order.push(class_dim);
+        Ok(order)
+    }
+
+    /// Cross entropy with class indices.
+    #[track_caller]
+    fn indexed_cross_entropy(
+        &self,
+        target: &Tensor,
+        options: CrossEntropy<'_>,
+        overwrites: bool,
+    ) -> Result<Tensor> {
+        let CrossEntropy { weight, ignore_index, label_smoothing, reduction, classes, .. } = options;
+        let logits = self.permute(&self.classes_last(&options)?)?;
+        let weighted = weight.is_some();
+        let op = CrossEntropyLoss { weighted, ignore_index, label_smoothing, reduction, classes, overwrites };
+        let outputs = run(op, &with_some(&[&logits, target], &[weight])).map_err(|e| {
+            let classes_last = self.rank() > 2 && target.shape() == self.shape().without(self.rank() - 1);
+            let help = "set class_dim to -1 if the classes are in the last dimension of the logits";
+            if classes_last && e.kind() == ErrorKind::Shape { e.with_help(help) } else { e }
+        })?;
         Ok(outputs[0].clone())
     }
 }

@@ -45,7 +45,7 @@ fn check(op: &'static str, temperature: f64, student: Meta, teacher: Meta) -> Re
             "the temperature must be above 0 and finite, found {temperature}"
         )));
     }
-    check_logits(op, student, None, 0.0)?;
+    check_logits(op, student, None, 0.0, None)?;
     same_float(op, student.dtype, &[("teacher", teacher.dtype)])?;
     if student.shape != teacher.shape {
         let message = format!("the student is {} but the teacher is {}", student.shape, teacher.shape);

@@ -20,6 +20,8 @@ const NARROW: usize = 1024;
 pub(super) struct RowPlan {
     pub rows: u64,
     pub classes: u64,
+    /// Elements from row to row: the classes, and padding behind them.
+    pub pitch: u64,
     /// Threads of a row.
     pub lanes: u64,
     /// Whether that is a whole block.
@@ -29,12 +31,18 @@ pub(super) struct RowPlan {
 impl RowPlan {
     /// For logits of `shape`.
     pub fn new(shape: Shape) -> RowPlan {
+        RowPlan::padded(shape, shape[shape.rank() - 1])
+    }
+
+    /// For logits of `shape`, of which the first `classes` of each row count.
+    pub fn padded(shape: Shape, classes: usize) -> RowPlan {
         let last = shape.rank() - 1;
-        let (classes, rows) = (shape[last], shape.without(last).numel());
+        let (pitch, rows) = (shape[last], shape.without(last).numel());
         let lanes = if classes > NARROW { 256 } else { classes.div_ceil(GROUP).next_power_of_two().min(32) };
         RowPlan {
             rows: rows as u64,
             classes: classes as u64,
+            pitch: pitch as u64,
             lanes: lanes as u64,
             wide: u32::from(lanes == 256),
         }
@@ -47,7 +55,7 @@ impl RowPlan {
 
     /// 1 if the rows at all these addresses can be read in vectors of 16 bytes.
     pub fn flat(&self, dtype: DType, addresses: &[u64]) -> u32 {
-        let whole = (self.classes as usize * dtype.size()).is_multiple_of(16);
+        let whole = (self.pitch as usize * dtype.size()).is_multiple_of(16);
         u32::from(whole && addresses.iter().all(|a| a % 16 == 0))
     }
 }

@@ -50,7 +50,7 @@ impl SoftCrossEntropyLoss {
                 self.weighted
             )));
         }
-        check_logits(op, logits, rest.first(), self.label_smoothing)?;
+        check_logits(op, logits, rest.first(), self.label_smoothing, None)?;
         same_float(op, logits.dtype, &[("target", target.dtype)])?;
         if target.shape != logits.shape {
             let message = format!("the target is {} but the logits are {}", target.shape, logits.shape);

@@ -130,8 +130,14 @@ fn all() -> Vec<Box<dyn Any>> {
         all.push(case(back, vec![normal(&shape), rstd, normal(&shape), parameter()]));
         for reduction in [Reduction::Mean, Reduction::None] {
             let target = || index(&shape[..1], shape[1]);
-            let op =
-                loss::CrossEntropyLoss { weighted: false, ignore_index: 1, label_smoothing: 0.1, reduction };
+            let op = loss::CrossEntropyLoss {
+                weighted: false,
+                ignore_index: 1,
+                label_smoothing: 0.1,
+                reduction,
+                classes: None,
+                overwrites: false,
+            };
             all.push(case(op, vec![normal(&shape), target()]));
             all.push(case(
                 loss::PointLoss { kind: loss::Mse, reduction },

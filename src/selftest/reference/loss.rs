@@ -210,7 +210,10 @@ fn cross_entropy_dx(x: &[Dd], u: &[Dd], (m, s): (Dd, Dd), g: Dd) -> Vec<Pair> {
 
 fn class_loss(op: &CrossEntropyLoss, inputs: &[Value]) -> Vec<Expected> {
     let (x, target) = (&inputs[0], &inputs[1]);
-    let (classes, rows) = rows(x);
+    let (width, rows) = rows(x);
+    let classes = op.classes.unwrap_or(width);
+    // Rows without what lies behind the classes.
+    let rows: Vec<&[Dd]> = rows.iter().map(|x| &x[..classes]).collect();
     let w = weights(inputs.get(2), classes);
     let u = |y: f64| class_target(op, y, &w);
     let losses: Vec<Pair> = rows.iter().zip(&target.data).map(|(x, &y)| cross_entropy(x, &u(y))).collect();
@@ -239,7 +242,8 @@ fn class_target(op: &CrossEntropyLoss, y: f64, w: &[Dd]) -> Vec<Dd> {
 
 fn class_loss_backward(op: &CrossEntropyLoss, inputs: &[Value]) -> Vec<Expected> {
     let [dy, x, stats, by, target] = &inputs[..5] else { unreachable!("five inputs") };
-    let (classes, rows) = rows(x);
+    let (width, rows) = rows(x);
+    let classes = op.classes.unwrap_or(width);
     let w = weights(inputs.get(5), classes);
     let by = match op.reduction {
         Reduction::Mean | Reduction::BatchMean => dd(by.data[0]),
@@ -247,7 +251,10 @@ fn class_loss_backward(op: &CrossEntropyLoss, inputs: &[Value]) -> Vec<Expected>
     };
     let row = |(r, x): (usize, &Vec<Dd>)| {
         let given = (dd(stats.data[2 * r]), dd(stats.data[2 * r + 1]));
-        cross_entropy_dx(x, &class_target(op, target.data[r], &w), given, dy_of(dy, r) / by)
+        let g = dy_of(dy, r) / by;
+        let mut row = cross_entropy_dx(&x[..classes], &class_target(op, target.data[r], &w), given, g);
+        row.resize(width, (Dd::ZERO, Dd::ZERO));
+        row
     };
     vec![Expected::scaled(&x.shape, x.dtype, rows.iter().enumerate().flat_map(row).collect())]
 }
@@ -363,6 +370,13 @@ pub fn expected(op: &dyn Any, inputs: &[Value]) -> Option<Vec<Expected>> {
     }
     if let Some(op) = op.downcast_ref::<CrossEntropyLossBackward>() {
         return Some(class_loss_backward(&op.loss, inputs));
+    }
+    if let Some(op) = op.downcast_ref::<CrossEntropyOverwrite>() {
+        // The logits come last, here second.
+        let mut ordered = inputs.to_vec();
+        let logits = ordered.pop()?;
+        ordered.insert(1, logits);
+        return Some(class_loss_backward(&op.loss, &ordered));
     }
     if let Some(op) = op.downcast_ref() {
         return Some(soft_loss(op, inputs));
