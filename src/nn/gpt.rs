@@ -10,7 +10,7 @@ use super::transformer::{BlockOptions, FeedForwardKind, Norm, NormKind, Residual
 use super::{Activation, Cx, Init, Module, Scope};
 use crate::ops::CrossEntropy;
 use crate::tensor::no_grad;
-use crate::{Error, Param, Result, Shape, Tensor};
+use crate::{Error, Param, Result, Tensor};
 
 /// How a decoder knows where in the sequence a token stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -234,10 +234,14 @@ impl Gpt {
     /// The mean cross-entropy of the next tokens `targets` `[B, T]`, in nats, a 0-d tensor.
     #[track_caller]
     pub fn loss(&self, cx: &mut Cx, ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let logits = self.forward(cx, ids)?;
-        let rows = targets.numel();
-        let logits = logits.reshape(Shape::new(&[rows, self.config.padded_vocab])?)?;
-        logits.cross_entropy(&targets.reshape(rows)?, CrossEntropy::default())
+        let GptConfig { vocab, padded_vocab, .. } = self.config;
+        let options = CrossEntropy {
+            class_dim: -1,
+            classes: (vocab < padded_vocab).then_some(vocab),
+            ..CrossEntropy::default()
+        };
+        // Nobody else sees the logits, so that their gradient may take their place.
+        self.forward(cx, ids)?.cross_entropy_overwriting(targets, options)
     }
 
     /// An empty cache for `batch` sequences: one [`KvCache`] a block.
@@ -272,7 +276,11 @@ impl Module for Gpt {
         let embedded = self.embed(ids, 0)?;
         let mut residuals = Residuals { stream: cx.dropout(&embedded, self.config.dropout)?, pending: None };
         for block in &self.blocks {
-            residuals = block.step(cx, &residuals)?;
+            residuals = if cx.recomputes() {
+                block.step_again(cx, &residuals)?
+            } else {
+                block.step(cx, &residuals)?
+            };
         }
         self.logits(&self.finish(&residuals)?)
     }

@@ -88,18 +88,12 @@ impl Norm {
         let width = weight.shape();
         let (sum, y) = match (self.kind, &residuals.pending) {
             (NormKind::LayerNorm, Some(pending)) => {
-                let sum = x.add(pending)?;
-                let y = sum.layer_norm(width, Some(&weight), bias.as_ref(), eps)?;
-                (sum, y)
+                x.add_layer_norm(pending, Some(&weight), bias.as_ref(), eps)?
             }
             (NormKind::LayerNorm, None) => {
                 (x.clone(), x.layer_norm(width, Some(&weight), bias.as_ref(), eps)?)
             }
-            (NormKind::RmsNorm, Some(pending)) => {
-                let sum = x.add(pending)?;
-                let y = sum.rms_norm(width, Some(&weight), eps)?;
-                (sum, y)
-            }
+            (NormKind::RmsNorm, Some(pending)) => x.add_rms_norm(pending, Some(&weight), eps)?,
             (NormKind::RmsNorm, None) => (x.clone(), x.rms_norm(width, Some(&weight), eps)?),
         };
         Ok([sum, y])
@@ -146,11 +140,7 @@ impl Module for FeedForward {
             FeedForwardKind::Gelu => self.fc.apply(x, Activation::Gelu)?,
             FeedForwardKind::GeluTanh => self.fc.apply(x, Activation::GeluTanh)?,
             FeedForwardKind::Relu => self.fc.apply(x, Activation::Relu)?,
-            FeedForwardKind::SwiGlu => {
-                let both = self.fc.apply(x, Activation::Identity)?;
-                let hidden = both.dims()[both.rank() - 1] / 2;
-                both.narrow(-1, 0, hidden)?.silu()?.mul(&both.narrow(-1, hidden, hidden)?)?
-            }
+            FeedForwardKind::SwiGlu => self.fc.apply(x, Activation::Identity)?.swiglu()?,
         };
         self.proj.apply(&hidden, Activation::Identity)
     }
@@ -195,6 +185,21 @@ impl TransformerBlock {
         let [stream, x] = self.norms[1].apply(&Residuals { stream, pending })?;
         let fed = self.feed_forward.forward(cx, &x)?;
         Ok(Residuals { stream, pending: Some(cx.dropout(&fed, self.dropout)?) })
+    }
+
+    /// As [`TransformerBlock::step`], keeping only what goes in: backward runs the block again.
+    #[track_caller]
+    pub fn step_again(&self, cx: &mut Cx, residuals: &Residuals) -> Result<Residuals> {
+        let block = self.clone();
+        let inputs: Vec<&Tensor> = [&residuals.stream].into_iter().chain(&residuals.pending).collect();
+        let outputs = cx.checkpoint(&inputs, &self.params(), move |cx, inputs| {
+            let residuals = Residuals { stream: inputs[0].clone(), pending: inputs.get(1).cloned() };
+            let Residuals { stream, pending } = block.step(cx, &residuals)?;
+            Ok([stream].into_iter().chain(pending).collect())
+        })?;
+        let mut outputs = outputs.into_iter();
+        let stream = outputs.next().ok_or_else(|| Error::internal("a block without a stream"))?;
+        Ok(Residuals { stream, pending: outputs.next() })
     }
 
     /// As [`TransformerBlock::step`] in evaluation, for the positions that follow those in `cache`.

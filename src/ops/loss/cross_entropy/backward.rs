@@ -310,6 +310,7 @@ impl CrossEntropyOverwrite {
 
 impl Op for CrossEntropyOverwrite {
     const NAME: &'static str = "cross_entropy_overwrite_backward";
+    const UPDATES: bool = true;
     const INPUTS: RangeInclusive<usize> = 4..=6;
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
