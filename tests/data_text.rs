@@ -328,6 +328,42 @@ fn numbers(n: u16) -> Corpus {
 }
 
 #[test]
+fn a_pass_of_shuffled_windows_sees_every_place_once() {
+    for (tokens, context) in [(1000, 7), (65, 64), (66, 1), (513, 8)] {
+        let windows = Windows::new(&numbers(tokens), 1, context).unwrap();
+        let per_pass = ((tokens - context) / context).max(1);
+        let mut batch = TokenBatch::default();
+        let mut passes = Vec::new();
+        for pass in 0..3 {
+            let mut firsts = Vec::new();
+            for number in 0..per_pass {
+                windows.shuffled_into(5, (pass * per_pass + number) as u64, &mut batch).unwrap();
+                assert_eq!(batch.targets[context - 1], batch.inputs[0] + context as i32);
+                firsts.push(batch.inputs[0] as usize);
+            }
+            let begin = firsts.iter().min().copied().unwrap();
+            let mut sorted = firsts.clone();
+            sorted.sort();
+            let expected: Vec<usize> = (0..per_pass).map(|i| begin + i * context).collect();
+            assert_eq!(sorted, expected, "side by side, each once");
+            passes.push(firsts);
+        }
+        assert!(
+            per_pass < 10 || passes[0] != passes[1] && passes[1] != passes[2],
+            "each pass in an order of its own"
+        );
+    }
+    // Parts of a batch, put together, are the batch.
+    let windows = |batch| Windows::new(&numbers(1000), batch, 7).unwrap();
+    let [mut whole, mut first, mut second] =
+        [const { TokenBatch { inputs: Vec::new(), targets: Vec::new(), rows: 0, context: 0 } }; 3];
+    windows(6).shuffled_into(2, 12, &mut whole).unwrap();
+    windows(3).shuffled_into(2, 12, &mut first).unwrap();
+    windows(3).shuffled_into(2, 15, &mut second).unwrap();
+    assert_eq!([first.inputs, second.inputs].concat(), whole.inputs);
+}
+
+#[test]
 fn random_windows_follow_from_seed_and_step() {
     let windows = Windows::new(&numbers(1000), 8, 16).unwrap();
     let batch = windows.random(3, 5).unwrap();

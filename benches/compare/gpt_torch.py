@@ -5,6 +5,7 @@ validation part. With --compile the model is compiled first (the time of that is
 """
 
 import argparse
+import gzip
 import json
 import math
 import time
@@ -69,7 +70,9 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    text = open(args.data, encoding="utf-8").read()
+    opened = gzip.open if args.data.endswith(".gz") else open
+    with opened(args.data, "rt", encoding="utf-8", newline="") as file:
+        text = file.read()
     chars = sorted(set(text))
     index = {c: i for i, c in enumerate(chars)}
     tokens = torch.tensor([index[c] for c in text])

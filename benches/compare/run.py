@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # The bars of the project: the largest ratio that passes.
-BARS = {"cnn 128": 1.5, "lstm:128x2 64": 1.5, "step 64": 0.75, "step 256": 0.85, "step 1024": 1.0, "startup": 0.1, "digits time": 1.0}
+BARS = {"gpt:4x4x128 12x64": 1 / 1.2, "cnn 128": 1.5, "lstm:128x2 64": 1.5, "step 64": 0.75, "step 256": 0.85, "step 1024": 1.0, "startup": 0.1, "digits time": 1.0}
 OP_BAR = 3.0
 DIGITS_MEMORY_MB = 60.0
 
@@ -146,6 +146,22 @@ class Runner:
             lambda: figures([self.torch("step_torch.py", *shape, "--optimizer", self.args.optimizer,
                                         "--threads", str(self.args.threads))[0] for shape in shapes], "step_torch.py"),
         )
+
+    def gpt(self, number):
+        """The full training step of a small GPT on characters, data included."""
+        name, steps, tokens = "gpt:4x4x128 12x64", "150", 12 * 64
+
+        def ours():
+            with tempfile.TemporaryDirectory() as folder:
+                answer, *_ = self.ours("train", "--task", "lm", "--data", self.args.text, "--steps", steps, "--eval-every", "0",
+                                       "--val-split", "0.001", "--device", "cpu", "--out", f"{folder}/model", "--quiet", "--json")
+            return {name: 1e3 * tokens / field(answer, "tokens_per_second", "warpsmith train --task lm")}
+
+        def torch():
+            answer, *_ = self.torch("gpt_torch.py", "--data", self.args.text, "--steps", steps, "--threads", str(self.args.threads))
+            return {name: field(answer, "step_ms", "gpt_torch.py")}
+
+        self.take("gpt", number, ours, torch)
 
     def startup(self, number):
         """Process start to the end of the first training step (ours), and `import torch` alone (theirs)."""
@@ -287,21 +303,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="step,nets,startup,digits,ops", help="sections, separated by commas")
+    parser.add_argument("--only", default="step,nets,gpt,startup,digits,ops", help="sections, separated by commas")
     parser.add_argument("--warpsmith", default=str(ROOT / "target" / "release" / "warpsmith"), help="the binary, or none")
     parser.add_argument("--python", default=str(default_python), help="a Python that has PyTorch")
     parser.add_argument("--batch", default="64,256,1024", help="batch sizes of the step")
     parser.add_argument("--optimizer", default="fused", choices=["fused", "foreach", "single"], help="PyTorch's kind of Adam")
     parser.add_argument("--data", default=str(ROOT / "data" / "digits.csv.gz"), help="the digits, for PyTorch (ours has them built in)")
+    parser.add_argument("--text", default=str(ROOT / "data" / "text.txt.gz"), help="the text for the GPT of both sides")
     parser.add_argument("--digits-args", default="", help="flags for both digits runs, for example '--epochs 20 --patience 0'")
     parser.add_argument("--json", metavar="OUT", help="write every figure of every round to this file")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed or could not be measured")
     args = parser.parse_args()
 
     sections = args.only.split(",")
-    unknown = set(sections) - {"step", "nets", "startup", "digits", "ops"}
+    unknown = set(sections) - {"step", "nets", "gpt", "startup", "digits", "ops"}
     if unknown:
-        parser.error(f"--only: unknown section {', '.join(sorted(unknown))}; expected step, nets, startup, digits, ops")
+        parser.error(f"--only: unknown section {', '.join(sorted(unknown))}; expected step, nets, gpt, startup, digits, ops")
     if args.rounds < 1 or args.threads < 1:
         parser.error("--rounds and --threads: expected at least 1")
     if args.warpsmith != "none":

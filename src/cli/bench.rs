@@ -11,6 +11,7 @@ use super::How;
 use super::extents::Extents;
 use super::output::{self, Log};
 use crate::bench::{KernelsBench, OpsBench, StepBench};
+use crate::optim::Capture;
 use crate::train::Network;
 use crate::{Error, Result};
 
@@ -67,6 +68,9 @@ struct StepArgs {
     /// How long each size is timed, at least
     #[arg(long, value_name = "S", default_value_t = 1.5, allow_negative_numbers = true)]
     seconds: f64,
+    /// Whether the step is recorded once and replayed, on a GPU
+    #[arg(long, value_enum, default_value_t, value_name = "on|off|auto")]
+    capture: Capture,
     /// Decides weights and data
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -146,6 +150,7 @@ fn step(args: StepArgs) -> Result<()> {
         time: positive("--seconds", args.seconds)?,
         seed: args.seed,
         device,
+        capture: args.capture,
     };
     let (rows, threads) = super::with_threads(args.how.threads, || {
         let time = |&batch: &usize| {

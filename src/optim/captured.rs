@@ -110,6 +110,8 @@ pub struct TrainStep {
     forward: Forward,
     options: StepOptions,
     shapes: Vec<Batch>,
+    /// The last batch.
+    last: Vec<Tensor>,
     /// What the graphs were recorded with.
     groups: Vec<u8>,
     ring: Tensor,
@@ -146,6 +148,7 @@ impl TrainStep {
             forward,
             options,
             shapes: Vec::new(),
+            last: Vec::new(),
             groups: arena.group_table()?,
             ring: Tensor::zeros(options.losses, DType::F64, device)?,
             cursor: Tensor::zeros(1, DType::I64, device)?,
@@ -171,48 +174,89 @@ impl TrainStep {
     /// the step cannot be captured and where, and a shape of batch beyond [`MAX_SHAPES`].
     #[track_caller]
     pub fn run(&mut self, batch: &[Input<'_>]) -> Result<()> {
-        if self.unread == self.options.losses {
-            self.collect()?;
-        }
         self.forget_stale()?;
         let meta =
             |input: &Input| Meta { shape: input.shape, dtype: input.dtype, device: self.arena.device() };
         let metas: Vec<Meta> = batch.iter().map(meta).collect();
-        let captures = self.options.capture != Capture::Off && !self.arena.device().is_cpu();
-        let known =
-            self.shapes.iter().position(|b| b.inputs.iter().map(Tensor::meta).eq(metas.iter().copied()));
-        let Some(at) = known else {
-            let room = self.shapes.len() < MAX_SHAPES;
-            if captures && !room && self.options.capture == Capture::On {
-                return Err(self.too_many_shapes(&metas));
-            }
-            let inputs = metas.iter().map(|m| Tensor::empty(*m, "batch")).collect::<Result<Vec<_>>>()?;
-            fill(&inputs, batch)?;
-            self.eager(&inputs).inspect_err(|_| self.forget_gradients())?;
-            if captures && room {
-                self.shapes.push(Batch { inputs, graph: None });
-            }
-            self.unread += 1;
-            return Ok(());
+        let same = |inputs: &[Tensor]| inputs.iter().map(Tensor::meta).eq(metas.iter().copied());
+        let known = self.shapes.iter().map(|b| &b.inputs).find(|inputs| same(inputs));
+        self.last = match known {
+            Some(inputs) => inputs.clone(),
+            None => metas.iter().map(|m| Tensor::empty(*m, "batch")).collect::<Result<_>>()?,
         };
-        let inputs = self.shapes[at].inputs.clone();
-        fill(&inputs, batch)?;
-        if self.shapes[at].graph.is_none() {
-            let stream = self.arena.device().gpu()?;
-            let captured = stream.capture(|| self.eager(&inputs));
-            let (graph, ()) = captured.inspect_err(|_| self.forget_gradients())?;
-            self.shapes[at].graph = Some(graph);
+        self.last.iter().zip(batch).try_for_each(|(tensor, input)| overwrite_bytes(tensor, input.bytes))?;
+        self.repeat()
+    }
+
+    /// Takes tensors on the arena's device for the batch that [`TrainStep::repeat`] steps on. They are kept, and overwritten by
+    /// later batches of their shapes.
+    pub fn set_batch(&mut self, batch: Vec<Tensor>) {
+        self.last = batch;
+    }
+
+    /// Makes one more step on the batch of the last [`TrainStep::run`] or [`TrainStep::set_batch`].
+    ///
+    /// # Errors
+    /// As [`TrainStep::run`]; kind `Argument` if there was none.
+    #[track_caller]
+    pub fn repeat(&mut self) -> Result<()> {
+        if self.last.is_empty() {
+            return Err(Error::argument("there is no batch to repeat"));
         }
-        if let Some(graph) = &self.shapes[at].graph {
-            // Whoever reads these meanwhile is an error, and tensors saved of them notice the change.
-            let mut written = vec![self.arena.values()?, self.arena.grads()?];
-            written.extend(self.arena.states()?.into_iter().map(|(_, state)| state));
-            written.push(self.arena.step_block().floats().clone());
-            let _guards = written.iter().map(|t| t.write("captured step")).collect::<Result<Vec<_>>>()?;
-            graph.replay()?;
+        if self.unread == self.options.losses {
+            self.collect()?;
+        }
+        self.forget_stale()?;
+        let inputs = self.last.clone();
+        let same = |b: &Batch| b.inputs.iter().map(Tensor::meta).eq(inputs.iter().map(Tensor::meta));
+        match self.shapes.iter().position(same) {
+            Some(at) => {
+                let own = self.shapes[at].inputs.clone();
+                // Tensors of someone else's are not what was recorded.
+                for (own, given) in own.iter().zip(&inputs).filter(|(own, given)| !own.is_same(given)) {
+                    own.copy_(given)?;
+                }
+                self.captured(at, &own)?;
+            }
+            None => self.first_of_its_shape(inputs)?,
         }
         self.unread += 1;
         Ok(())
+    }
+
+    /// An eager step on a batch of a new shape, whose tensors are kept if it will be captured.
+    fn first_of_its_shape(&mut self, inputs: Vec<Tensor>) -> Result<()> {
+        let captures = self.options.capture != Capture::Off && !self.arena.device().is_cpu();
+        let room = self.shapes.len() < MAX_SHAPES;
+        if captures && !room && self.options.capture == Capture::On {
+            return Err(self.too_many_shapes(&inputs));
+        }
+        self.eager(&inputs).inspect_err(|_| self.forget_gradients())?;
+        if captures && room {
+            self.shapes.push(Batch { inputs, graph: None });
+        }
+        Ok(())
+    }
+
+    /// A replayed step, recorded first if it was not yet.
+    fn captured(&mut self, at: usize, inputs: &[Tensor]) -> Result<()> {
+        let graph = match self.shapes[at].graph.take() {
+            Some(graph) => graph,
+            None => {
+                let stream = self.arena.device().gpu()?;
+                let captured = stream.capture(|| self.eager(inputs));
+                captured.inspect_err(|_| self.forget_gradients())?.0
+            }
+        };
+        // Whoever reads these meanwhile is an error, and tensors saved of them notice the change.
+        let mut written = vec![self.arena.values()?, self.arena.grads()?];
+        written.extend(self.arena.states()?.into_iter().map(|(_, state)| state));
+        written.push(self.arena.step_block().floats().clone());
+        let guards = written.iter().map(|t| t.write("captured step")).collect::<Result<Vec<_>>>()?;
+        let outcome = graph.replay();
+        drop(guards);
+        self.shapes[at].graph = Some(graph);
+        outcome
     }
 
     /// The step, op by op.
@@ -265,14 +309,13 @@ impl TrainStep {
         Ok(())
     }
 
-    fn too_many_shapes(&self, metas: &[Meta]) -> Error {
-        let text = |metas: &mut dyn Iterator<Item = Meta>| {
-            metas.map(|m| m.shape.to_string()).collect::<Vec<_>>().join(", ")
-        };
-        let known = self.shapes.iter().map(|b| text(&mut b.inputs.iter().map(Tensor::meta)));
+    fn too_many_shapes(&self, inputs: &[Tensor]) -> Error {
+        let text =
+            |inputs: &[Tensor]| inputs.iter().map(|t| t.shape().to_string()).collect::<Vec<_>>().join(", ");
+        let known = self.shapes.iter().map(|b| text(&b.inputs));
         let message = format!(
             "a batch of {} is a shape beyond the {MAX_SHAPES} that were captured: {}",
-            text(&mut metas.iter().copied()),
+            text(inputs),
             known.collect::<Vec<_>>().join("; ")
         );
         Error::unsupported("captured step", message)
@@ -302,11 +345,6 @@ impl TrainStep {
     pub fn graphs(&self) -> Vec<(u64, usize)> {
         self.shapes.iter().flat_map(|b| &b.graph).map(|g| (g.launches(), g.bytes())).collect()
     }
-}
-
-/// Overwrites the static tensors by a batch of their shapes.
-fn fill(inputs: &[Tensor], batch: &[Input<'_>]) -> Result<()> {
-    inputs.iter().zip(batch).try_for_each(|(tensor, input)| overwrite_bytes(tensor, input.bytes))
 }
 
 /// Notes a loss down: input the loss (0-d), in place the ring (f64 `[count]`) and the cursor (i64 `[1]`).

@@ -94,11 +94,14 @@ impl Param {
     /// shape.
     #[track_caller]
     pub fn set(&self, values: &Tensor) -> Result<()> {
-        let set = |to: &Tensor| copy_into(to, values).map_err(|e| e.context(self.name()));
-        set(&self.arena.sealed()?.views[self.id].1)?;
+        // Not through a closure, which would be named as the caller.
+        copy_into(&self.arena.sealed()?.views[self.id].1, values).map_err(|e| e.context(self.name()))?;
         // What the values are rounded from takes them in full.
-        let layout = self.spec(Spec::layout);
-        self.arena.master()?.map_or(Ok(()), |master| set(&master.with_layout(layout)))
+        if let Some(master) = self.arena.master()? {
+            let master = master.with_layout(self.spec(Spec::layout));
+            copy_into(&master, values).map_err(|e| e.context(self.name()))?;
+        }
+        Ok(())
     }
 
     /// The gradient, if one has landed since the last [`Arena::zero_grad`]. Shares the arena's memory;

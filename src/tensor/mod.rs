@@ -257,6 +257,11 @@ impl Tensor {
         &self.0.edge
     }
 
+    /// Whether this is the other tensor, or a clone of it.
+    pub(crate) fn is_same(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether a gradient flows to this tensor.
     pub fn requires_grad(&self) -> bool {
         self.0.edge.is_some()

@@ -1,6 +1,6 @@
 //! Batches of a corpus: windows of `context` tokens, each with the same window one token further on as what is to be predicted.
 //!
-//! Three orders: random windows to learn from, llm.c's order to read shards through, and windows side by side to validate on all
+//! Four orders: random windows to learn from, passes of shuffled windows to learn from, llm.c's order to read shards through, and windows side by side to validate on all
 //! there is. Each batch is a pure function of its number, so a run resumes at a number.
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,25 @@ pub struct TokenBatch {
     pub rows: usize,
     /// The tokens of each.
     pub context: usize,
+}
+
+/// Where a permutation of `0..n` takes `index`: a Feistel network over the least even number of bits that hold `n`, again and
+/// again until the result is below `n` (Black and Rogaway 2002: cycle walking).
+fn permuted(index: u64, n: u64, words: &Philox) -> u64 {
+    let half = (u64::BITS - (n - 1).leading_zeros()).div_ceil(2).max(1);
+    let mask = (1u64 << half) - 1;
+    let mut value = index;
+    loop {
+        let (mut left, mut right) = (value >> half, value & mask);
+        for round in 1..=6u64 {
+            let word = words.at(round << 33 | right)[0];
+            (left, right) = (right, left ^ (u64::from(word) & mask));
+        }
+        value = left << half | right;
+        if value < n {
+            return value;
+        }
+    }
 }
 
 /// Cuts batches of `batch` windows of `context` tokens from a corpus.
@@ -140,17 +159,42 @@ impl Windows {
         batch.clear(self.batch, self.context);
         for row in (0..self.batch as u64).map(|row| first_row.wrapping_add(row)) {
             // Words of its own for each row, far more than a draw can need; steps beyond 2³² have others.
-            let mut place = words.sequence(((step >> 32) << 40) | row.wrapping_mul(16)).below(starts);
-            for piece in 0..self.corpus.pieces() {
-                let here = self.corpus.tokens(piece).len().saturating_sub(self.context) as u64;
-                if place < here {
-                    self.push(batch, piece, place as usize, self.context)?;
-                    break;
-                }
-                place -= here;
-            }
+            let place = words.sequence(((step >> 32) << 40) | row.wrapping_mul(16)).below(starts);
+            self.push_at(batch, place)?;
         }
         Ok(())
+    }
+
+    /// `batch` windows of the endless order that passes through the corpus again and again: those of numbers `first` on. A pass
+    /// gives windows side by side in an order by chance, begun at a place by chance, so that it sees every token once; drawn
+    /// from (seed, number) alone.
+    ///
+    /// # Errors
+    /// As [`Windows::random`].
+    pub fn shuffled_into(&self, seed: u64, first: u64, batch: &mut TokenBatch) -> Result<()> {
+        self.check_random()?;
+        let starts = self.starts();
+        let (per_pass, context) = ((starts / self.context as u64).max(1), self.context as u64);
+        batch.clear(self.batch, self.context);
+        for number in first..first.saturating_add(self.batch as u64) {
+            let (pass, index) = (number / per_pass, number % per_pass);
+            let words = Philox::new(seed ^ pass.rotate_left(32), u64::from(WINDOW_SITE));
+            let begin = words.sequence(0).below(context.min(starts));
+            self.push_at(batch, permuted(index, per_pass, &words) * context + begin)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the window that begins at the `place`-th of [`Windows::starts`].
+    fn push_at(&self, batch: &mut TokenBatch, mut place: u64) -> Result<()> {
+        for piece in 0..self.corpus.pieces() {
+            let here = self.corpus.tokens(piece).len().saturating_sub(self.context) as u64;
+            if place < here {
+                return self.push(batch, piece, place as usize, self.context);
+            }
+            place -= here;
+        }
+        Err(Error::internal("a window beyond the end of the corpus"))
     }
 
     /// How many batches [`Windows::sequential`] gives until it begins again: in each shard as many as fit, the rest of it is

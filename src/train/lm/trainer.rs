@@ -1,4 +1,4 @@
-//! The loop that trains a language model: steps over random windows, a look at all of the validation part now and then,
+//! The loop that trains a language model: steps over shuffled windows, a look at all of the validation part now and then,
 //! checkpoints, resuming.
 //!
 //! A run is a pure function of text, settings and seed, resumed or not, for any number of threads. The step itself is a
@@ -248,7 +248,7 @@ impl LmTrainer {
             clock.start();
             let k = self.progress.steps;
             self.step.set_lr(config.lr_at(k))?;
-            self.train.random_into(config.seed, k, 0, &mut batch)?;
+            self.train.shuffled_into(config.seed, k * config.batch as u64, &mut batch)?;
             let shape = [batch.rows, batch.context];
             self.step.run(&[Input::new(&batch.inputs, shape)?, Input::new(&batch.targets, shape)?])?;
             self.progress.steps += 1;
