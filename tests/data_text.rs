@@ -329,9 +329,9 @@ fn numbers(n: u16) -> Corpus {
 
 #[test]
 fn a_pass_of_shuffled_windows_sees_every_place_once() {
-    for (tokens, context) in [(1000, 7), (65, 64), (66, 1), (513, 8)] {
+    for (tokens, context) in [(1000u16, 7), (65, 64), (66, 1), (513, 8)] {
         let windows = Windows::new(&numbers(tokens), 1, context).unwrap();
-        let per_pass = ((tokens - context) / context).max(1);
+        let per_pass = ((usize::from(tokens) - context) / context).max(1);
         let mut batch = TokenBatch::default();
         let mut passes = Vec::new();
         for pass in 0..3 {
