@@ -140,7 +140,8 @@ WS_FN u32 by_chance(f32 x, u32 noise, bf16) {
 WS_FN u32 by_chance(f32 x, u32 noise, f16) {
     const u32 bits = bits_of(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
     if (magnitude >= 0x47800000u) return sign | (magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u);
-    if (magnitude < 0x38800000u) return sign | u32(f32_of(magnitude) * 16777216.0f + f32(noise) * (1.0f / 65536.0f));
+    // 14 bits of noise: more do not fit beside 10 in an f32, and what f16 holds would not be kept.
+    if (magnitude < 0x38800000u) return sign | u32(f32_of(magnitude) * 16777216.0f + f32(noise >> 2) * (1.0f / 16384.0f));
     const u32 normal = ((magnitude + (noise >> 3)) >> 13) - ((127u - 15u) << 10);
     return sign | (normal < 0x7C00u ? normal : 0x7C00u);
 }

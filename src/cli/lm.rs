@@ -341,8 +341,10 @@ mod tests {
                 (*key).to_owned(),
                 toml::Value::Datetime("2026-01-01".parse().unwrap()),
             )]);
-            let error = Settings::from_table(one).unwrap_err();
-            assert!(!error.message().contains("unknown field"), "{key}: {error}");
+            // Of whatever type it is: only a key that is none is unknown.
+            if let Err(error) = Settings::from_table(one) {
+                assert!(!error.message().contains("unknown field"), "{key}: {error}");
+            }
         }
     }
 }

@@ -179,8 +179,9 @@ fn f16_of(x: f32, noise: u32) -> f16 {
     let bits = x.to_bits();
     let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7FFF_FFFF);
     let normal = ((magnitude + (noise >> 3)) >> 13).wrapping_sub((127 - 15) << 10);
-    // Multiples of 2⁻²⁴; 1024 of them are the least normal number, as the bits count on.
-    let small = (f32::from_bits(magnitude) * 16777216.0 + noise as f32 * (1.0 / 65536.0)) as u32;
+    // Multiples of 2⁻²⁴; 1024 of them are the least normal number, as the bits count on. Up to there an f32 has room for 14
+    // bits of noise: with more, the sum itself would be rounded, and what f16 holds would not be kept.
+    let small = (f32::from_bits(magnitude) * 16777216.0 + (noise >> 2) as f32 * (1.0 / 16384.0)) as u32;
     let kept = if magnitude > 0x7F80_0000 { 0x7E00 } else { 0x7C00 };
     let bits = match magnitude {
         0x4780_0000.. => kept,
@@ -264,7 +265,7 @@ mod tests {
             let short = mean(&|noise| bf16_of(x, noise).to_f64());
             assert!((short - f64::from(x)).abs() <= f64::from(x.abs()) * 1e-6, "{x:e}: {short:e}");
             let short = mean(&|noise| f16_of(x, noise).to_f64());
-            // 2⁻¹³ of a unit, since three bits of the noise are not used; below 2⁻¹⁴ the sum with the noise is rounded.
+            // 2⁻¹³ of a unit, since three bits of the noise are not used, or two.
             let unit = f64::from(x.abs()).max(6.2e-5) / 1024.0;
             assert!((short - f64::from(x)).abs() <= unit / 4000.0, "{x:e}: {short:e}");
             for noise in [0, 1, 0x8000, 0xFFFF] {
