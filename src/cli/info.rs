@@ -13,9 +13,10 @@ use super::output::{self, figures, thousands};
 use super::settings::Settings;
 use crate::data::{Input, Task};
 use crate::io::safetensors::{self, Header};
+use crate::param::Precision;
 use crate::train::checkpoint::{self, ModelFile};
 use crate::train::network::SummaryRow;
-use crate::train::{Architecture, Model, Network};
+use crate::train::{Architecture, Model, Network, lm};
 use crate::{Device, Error, Result};
 
 /// Show what a model folder or a .safetensors file holds, after checking that it is whole; or the layers of a network.
@@ -157,6 +158,10 @@ fn layers_as_json(model: &Model) -> Value {
 }
 
 fn model(dir: &Path, as_json: bool) -> Result<()> {
+    // What is wrong with a folder that cannot be told is said by opening it.
+    if lm::is_language_model(dir).unwrap_or(false) {
+        return language_model(dir, as_json);
+    }
     let (folder, file) = checkpoint::open(dir)?;
     folder.verify()?;
     let model = checkpoint::load_model(&folder, &file, Device::cpu())?;
@@ -218,6 +223,56 @@ fn model(dir: &Path, as_json: bool) -> Result<()> {
         writeln!(o, "epochs     {done} of {of} (kept: {kept}), {} steps", thousands(progress.steps))?;
         let on = file.metrics_on.map_or_else(String::new, |part| format!(" (on the {part} part)"));
         writeln!(o, "metrics    {}{on}", figures(&file.metrics))?;
+        writeln!(o, "files      all {} whole", folder.names().len())
+    })
+}
+
+fn language_model(dir: &Path, as_json: bool) -> Result<()> {
+    let (folder, file, tokenizer) = lm::open(dir)?;
+    folder.verify()?;
+    let model = lm::load_model(&folder, &file, Precision::f32(), Device::cpu())?;
+    let parameters = model.arena().numel()?;
+    let progress = lm::read_progress(&folder)?;
+    if as_json {
+        let mut value = serde_json::to_value(&file)
+            .map_err(|e| Error::internal("model.toml cannot be written as JSON").caused_by(e))?;
+        value["model"] = dir.display().to_string().into();
+        value["parameters"] = parameters.into();
+        value["tokenizer"] = tokenizer.name().into();
+        value["vocab"] = tokenizer.vocab().into();
+        value["context"] = file.architecture.context.into();
+        value["steps"] = progress.steps.into();
+        value["best_step"] = progress.best_step.into();
+        return output::json_to_stdout(&value);
+    }
+    output::to_stdout(|o| {
+        let (gpt, training) = (&file.architecture, &file.training);
+        let note = if folder.is_fallback() { " (the folder itself is not whole)" } else { "" };
+        writeln!(o, "model      {}{note}", folder.path().display())?;
+        writeln!(o, "written by warpsmith {}, format {}", file.warpsmith, file.format)?;
+        writeln!(o, "decoder    {}, {} parameters", file.name, thousands(parameters as u64))?;
+        write!(o, "blocks     {} of width {}, {} heads", gpt.layers, gpt.width, gpt.heads)?;
+        if gpt.kv_heads != gpt.heads {
+            write!(o, " ({} of keys and values)", gpt.kv_heads)?;
+        }
+        writeln!(o, ", {} inside", gpt.hidden)?;
+        let (context, vocab) = (thousands(gpt.context as u64), thousands(gpt.vocab as u64));
+        writeln!(o, "context    {context} tokens of {vocab} ({})", tokenizer.name())?;
+        for key in ["data", "val-split"] {
+            if let Some(value) = file.source.get(key) {
+                writeln!(o, "{key:10} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
+            }
+        }
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+        };
+        let optimizer = name(training.optimizer.to_possible_value());
+        write!(o, "training   {optimizer}, lr {}, {}", training.lr, training.schedule)?;
+        write!(o, ", batch {}, {}", training.batch, name(training.precision.to_possible_value()))?;
+        writeln!(o, ", seed {}", training.seed)?;
+        let (done, of) = (thousands(progress.steps), thousands(training.steps));
+        writeln!(o, "steps      {done} of {of} (kept: {})", progress.best_step)?;
+        file.val_loss.map_or(Ok(()), |loss| writeln!(o, "loss       validation {loss:.4}"))?;
         writeln!(o, "files      all {} whole", folder.names().len())
     })
 }

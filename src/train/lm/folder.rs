@@ -152,6 +152,11 @@ pub fn open(dir: &Path) -> Result<(Folder, LmFile, Tokenizer)> {
     Ok((folder, file, tokenizer))
 }
 
+/// How far the training of a folder's model has come.
+pub fn read_progress(folder: &Folder) -> Result<LmProgress> {
+    read_toml(folder, PROGRESS)
+}
+
 fn load_into(model: &LanguageModel, tensors: &SafeTensors, path: &Path) -> Result<()> {
     let named = tensors.names().map(|n| Ok((n, tensors.get(n)?))).collect::<Result<Vec<_>>>()?;
     model.load_state(named).map_err(|e| Error::data(path, e.message()))
@@ -177,7 +182,7 @@ pub(super) fn load_state(
     folder: &Folder,
     model: &LanguageModel,
 ) -> Result<(LmProgress, Vec<(String, HostTensor<'static>)>, String)> {
-    let progress: LmProgress = read_toml(folder, PROGRESS)?;
+    let progress = read_progress(folder)?;
     load_into(model, &folder.safetensors(LAST_WEIGHTS)?, &folder.path().join(LAST_WEIGHTS))?;
     let path = folder.path().join(OPTIMIZER);
     let saved = folder.safetensors(OPTIMIZER)?;

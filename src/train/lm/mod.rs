@@ -24,7 +24,7 @@ mod model;
 mod trainer;
 
 pub use config::{GptSpec, LmConfig};
-pub use folder::{LmFile, LmProgress, is_language_model, load_model, open};
+pub use folder::{LmFile, LmProgress, is_language_model, load_model, open, read_progress};
 pub use generate::{Generated, Generator};
 pub use model::{LanguageModel, flops_per_token};
 pub use trainer::{Evaluation, LmObserver, LmReport, LmTrainer, Silent};
