@@ -15,7 +15,7 @@ use super::{How, interrupt};
 use crate::data::text::Sampler;
 use crate::train::PrecisionKind;
 use crate::train::lm::{self, Generator};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Continue a text by a language model.
 ///
@@ -70,6 +70,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         let precision = args.precision.unwrap_or(file.training.precision).precision();
         let model = lm::load_model(&folder, &file, precision, device)?;
         let prompt = if args.prompt == "-" { from_stdin()? } else { args.prompt.clone() };
+        // What cannot be read is refused before anything is shown.
+        tokenizer.encode(&prompt).map_err(|e| e.context("--prompt"))?;
         let mut generator = Generator::new(&model, &tokenizer, sampler)?;
         let start = Instant::now();
         // Text goes out as it is made, unless it is part of an object.
@@ -82,6 +84,13 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         }
         let made = generator.run(&prompt, args.tokens, &mut sink)?;
         let seconds = start.elapsed().as_secs_f64();
+        if stop.load(Ordering::Relaxed) {
+            if !how.json {
+                show("\n");
+            }
+            let message = format!("interrupted after {} tokens", made.tokens.len());
+            return Err(Error::new(ErrorKind::Interrupted, message));
+        }
         if made.prompt_dropped > 0 {
             log.note(&format!(
                 "the prompt was longer than the context: its first {} tokens were left out",

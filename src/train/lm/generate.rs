@@ -52,7 +52,7 @@ impl<'a> Generator<'a> {
     /// where the tokeniser has such a token, else with its token 0.
     ///
     /// # Errors
-    /// Kind `Data`: characters in the prompt that the tokeniser does not know. Kind `Diverged`: logits that are not finite.
+    /// Kind `Argument`: characters in the prompt that the tokeniser does not know. Kind `Diverged`: logits that are not finite.
     pub fn run(
         &mut self,
         prompt: &str,
