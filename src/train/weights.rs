@@ -5,6 +5,9 @@
 use crate::io::HostTensor;
 use crate::{Arena, Device, Error, ErrorKind, Result, Shape, Tensor};
 
+/// Differences that an error lists.
+const SHOWN: usize = 10;
+
 /// All parameters, then all buffers, by name, copied to host memory.
 pub fn state(arena: &Arena) -> Result<Vec<(String, HostTensor<'static>)>> {
     let params = arena.params()?.into_iter().map(|param| Ok((param.name(), to_host(&param.get()?)?)));
@@ -24,30 +27,43 @@ pub fn master_state(arena: &Arena) -> Result<Vec<(String, HostTensor<'static>)>>
     Ok(state)
 }
 
-/// Overwrites all parameters and buffers. Errors (kind `Data`) unless there is exactly one tensor of the right shape for
-/// each.
+/// Overwrites all parameters and buffers. Errors (kind `Data`) that list the differences unless there is exactly one tensor of
+/// the right shape for each; nothing is overwritten then.
 pub fn load_state(arena: &Arena, mut tensors: Vec<(&str, HostTensor<'_>)>) -> Result<()> {
+    let mut faults = Vec::new();
     let mut take = |name: &str, shape: Shape| {
         let Some(at) = tensors.iter().position(|(n, _)| *n == name) else {
-            return Err(Error::new(ErrorKind::Data, format!("the weights lack {name:?}")));
+            faults.push(format!("the weights lack {name:?}"));
+            return None;
         };
         let (_, tensor) = tensors.swap_remove(at);
         if tensor.shape() != shape.dims() {
-            let message = format!("{name:?} has shape {:?}, the model needs {shape}", tensor.shape());
-            return Err(Error::new(ErrorKind::Data, message));
+            faults.push(format!("{name:?} has shape {:?}, the model needs {shape}", tensor.shape()));
+            return None;
         }
-        from_host(&tensor, arena.device())
+        Some(tensor)
     };
-    for param in arena.params()? {
-        param.set(&take(&param.name(), param.shape())?)?;
+    let params = arena.params()?;
+    let buffers = arena.buffers();
+    let for_params: Vec<_> = params.iter().map(|param| take(&param.name(), param.shape())).collect();
+    let for_buffers: Vec<_> =
+        buffers.iter().map(|buffer| take(buffer.name(), buffer.get().shape())).collect();
+    faults.extend(tensors.iter().map(|(name, _)| format!("the model has no parameter {name:?}")));
+    if !faults.is_empty() {
+        let more = faults.len().saturating_sub(SHOWN);
+        faults.truncate(SHOWN);
+        if more > 0 {
+            faults.push(format!("and {more} more"));
+        }
+        return Err(Error::new(ErrorKind::Data, faults.join("; ")));
     }
-    for buffer in arena.buffers() {
-        buffer.set(&take(buffer.name(), buffer.get().shape())?)?;
+    for (param, tensor) in params.iter().zip(for_params.iter().flatten()) {
+        param.set(&from_host(tensor, arena.device())?)?;
     }
-    match tensors.first() {
-        Some((name, _)) => Err(Error::new(ErrorKind::Data, format!("the model has no parameter {name:?}"))),
-        None => Ok(()),
+    for (buffer, tensor) in buffers.iter().zip(for_buffers.iter().flatten()) {
+        buffer.set(&from_host(tensor, arena.device())?)?;
     }
+    Ok(())
 }
 
 /// A copy in host memory.
