@@ -55,6 +55,9 @@ pub(super) fn is_asked_for(settings: &Settings) -> Result<bool> {
 
 /// Refuses flags that do not go with text, or with tables.
 pub(super) fn check_flags(settings: &Settings, text: bool) -> Result<()> {
+    if let Some(model) = settings.model.as_deref().filter(|model| !text && model.starts_with("gpt")) {
+        return Err(Error::argument(format!("--model {model} is for text")).with_help("add --task lm"));
+    }
     let table = settings.to_table()?;
     let wrong: &[&str] = if text { &TABLES_ONLY } else { &TEXT_ONLY };
     match wrong.iter().find(|key| table.contains_key(**key)) {
@@ -170,17 +173,23 @@ fn resumed(given: &Settings, dir: &Path, device: Device, log: Log) -> Result<Run
         );
         return Err(Error::argument(message).with_help("train anew, or with --schedule constant"));
     }
-    if given.model.is_some() || given.context.is_some() || given.dropout.is_some() {
-        let named = Settings { model: given.model.clone().or(Some(file.name.clone())), ..given.clone() };
-        let built = &file.architecture;
-        let wanted = match &given.model {
-            Some(_) => spec(&named)?.config(built.vocab, built.padded_vocab)?,
-            None => built.clone(),
-        };
-        let context = given.context.unwrap_or(built.context);
-        let dropout = given.dropout.unwrap_or(wanted.dropout);
-        if (crate::nn::GptConfig { context, dropout, ..wanted }) != *built {
-            return Err(contradiction("model", format!("{} and a context of {}", file.name, built.context)));
+    let built = &file.architecture;
+    if given.context.is_some_and(|context| context != built.context) {
+        return Err(contradiction("context", built.context.to_string()));
+    }
+    if given.dropout.is_some_and(|dropout| dropout != built.dropout) {
+        return Err(contradiction("dropout", built.dropout.to_string()));
+    }
+    if let Some(model) = &given.model {
+        // All that a description says counts, and nothing that it or a name leaves open.
+        let spec = spec(&Settings { context: None, dropout: None, ..given.clone() })?;
+        let context = spec.context().filter(|_| settings::is_description(model)).unwrap_or(built.context);
+        let mut wanted = spec.with_context(Some(context)).config(built.vocab, built.padded_vocab)?;
+        if wanted.dropout == 0.0 {
+            wanted.dropout = built.dropout;
+        }
+        if wanted != *built {
+            return Err(contradiction("model", format!("another decoder, {}", file.name)));
         }
     }
     if given.tokenizer.is_some_and(|kind| kind != tokenizer.kind()) {

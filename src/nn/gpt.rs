@@ -70,7 +70,7 @@ impl GptConfig {
             heads,
             kv_heads: heads,
             width,
-            hidden: 4 * width,
+            hidden: width.saturating_mul(4),
             positions: Positions::Learned,
             norm: NormKind::LayerNorm,
             eps: 1e-5,

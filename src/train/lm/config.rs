@@ -90,7 +90,7 @@ impl GptSpec {
             return Err(Error::data(path, "rope_theta is for positions = \"rotary\""));
         }
         let hidden = match activation {
-            FeedForwardKind::SwiGlu => (8 * file.width / 3).next_multiple_of(64),
+            FeedForwardKind::SwiGlu => (file.width.saturating_mul(8) / 3).next_multiple_of(64),
             _ => base.hidden,
         };
         let config = GptConfig {
@@ -112,6 +112,11 @@ impl GptSpec {
         let spec = GptSpec { name: name.to_owned(), config, context: file.context };
         spec.config(1, 1).map_err(|e| Error::data(path, e.message()))?;
         Ok(spec)
+    }
+
+    /// The context that it asks for, if it does.
+    pub fn context(&self) -> Option<usize> {
+        self.context
     }
 
     /// With another dropout.
@@ -246,7 +251,7 @@ impl LmConfig {
         if let Some(clip) = self.clip.filter(|clip| !(clip.is_finite() && *clip > 0.0)) {
             return Err(Error::argument(format!("clipping limit {clip} is not a positive number")));
         }
-        let counts = [("steps", self.steps), ("batch", self.batch as u64), ("seed", self.seed + 1)];
+        let counts = [("steps", self.steps), ("batch", self.batch as u64)];
         for (what, n) in counts {
             if n == 0 {
                 return Err(Error::argument(format!("{what} 0 is not a positive number")));

@@ -317,7 +317,8 @@ impl LmTrainer {
 
     /// Looks at the validation part, logs and judges.
     fn look(&mut self, lr: f64, tokens_per_second: f64, observer: &mut dyn LmObserver) -> Result<()> {
-        let train_loss = self.progress.loss_sum / self.progress.loss_steps.max(1) as f64;
+        // Not a number where all steps were skipped, of whose losses none counts.
+        let train_loss = self.progress.loss_sum / self.progress.loss_steps as f64;
         let val_loss = self.validation.as_ref().map(|windows| self.model.evaluate(windows)).transpose()?;
         let step = self.progress.steps;
         if let Some(loss) = val_loss.filter(|loss| !loss.is_finite()) {
