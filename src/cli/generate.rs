@@ -36,13 +36,13 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value = "", value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// The most tokens to add
-    #[arg(long, default_value_t = 200, value_name = "N")]
+    #[arg(long, default_value_t = 200, value_name = "N", allow_negative_numbers = true)]
     tokens: usize,
     /// Divides the logits; 0 always takes the most likely token
     #[arg(long, default_value_t = 1.0, value_name = "T", allow_negative_numbers = true)]
     temperature: f64,
     /// Draw among the K most likely tokens only; 0: all
-    #[arg(long, default_value_t = 0, value_name = "K")]
+    #[arg(long, default_value_t = 0, value_name = "K", allow_negative_numbers = true)]
     top_k: usize,
     /// Draw among the most likely tokens that together have this probability
     #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]

@@ -103,6 +103,11 @@ impl GptConfig {
         if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
             return Err(Error::argument(format!("{name} 0: expected at least 1")));
         }
+        // Products of two or three of them must not overflow.
+        const MOST: usize = i32::MAX as usize;
+        if let Some((name, n)) = counts.iter().find(|(_, n)| *n > MOST) {
+            return Err(Error::argument(format!("{name} {n}: expected at most {MOST}")));
+        }
         if self.padded_vocab < self.vocab {
             let (padded, vocab) = (self.padded_vocab, self.vocab);
             return Err(Error::argument(format!(
