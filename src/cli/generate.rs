@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -12,10 +12,10 @@ use serde_json::json;
 
 use super::output::{self, Log};
 use super::{How, interrupt};
-use crate::data::text::Sampler;
+use crate::data::text::{Sampler, Tokenizer};
 use crate::train::PrecisionKind;
-use crate::train::lm::{self, Generator};
-use crate::{Error, ErrorKind, Result};
+use crate::train::lm::{self, Generator, LanguageModel, huggingface};
+use crate::{Device, Error, ErrorKind, Result};
 
 /// Continue a text by a language model.
 ///
@@ -29,7 +29,7 @@ Examples:
 
 {}", super::EXIT_CODES))]
 pub(super) struct GenerateArgs {
-    /// The model folder that train --task lm wrote
+    /// The model folder that train --task lm wrote, or GPT-2 weights as Hugging Face keeps them
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// What to continue; - reads it from stdin
@@ -66,9 +66,7 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let device = super::open_device(Some(&how.device), &log)?;
     let stop = interrupt::flag_on_interrupt(log, "stopping")?;
     super::with_threads(how.threads, || {
-        let (folder, file, tokenizer) = lm::open(&args.model)?;
-        let precision = args.precision.unwrap_or(file.training.precision).precision();
-        let model = lm::load_model(&folder, &file, precision, device)?;
+        let (model, tokenizer) = open(&args.model, args.precision, device)?;
         let prompt = if args.prompt == "-" { from_stdin()? } else { args.prompt.clone() };
         // What cannot be read is refused before anything is shown.
         tokenizer.encode(&prompt).map_err(|e| e.context("--prompt"))?;
@@ -115,6 +113,24 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         log.note(&format!("{} tokens, {rate:.0} tokens/s", made.tokens.len()));
         Ok(())
     })
+}
+
+/// The model in `path`, ours or Hugging Face's, and its tokeniser.
+fn open(path: &Path, precision: Option<PrecisionKind>, device: Device) -> Result<(LanguageModel, Tokenizer)> {
+    if !huggingface::is_hugging_face(path) {
+        let (folder, file, tokenizer) = lm::open(path)?;
+        let precision = precision.unwrap_or(file.training.precision).precision();
+        return Ok((lm::load_model(&folder, &file, precision, device)?, tokenizer));
+    }
+    let (config, weights) = huggingface::import(path, None)?;
+    if config.vocab != Tokenizer::Gpt2.vocab() {
+        let message = format!("a vocabulary of {} tokens is not that of the tokenizer gpt2", config.vocab);
+        return Err(Error::data(path, message));
+    }
+    let precision = precision.unwrap_or(PrecisionKind::F32).precision();
+    let model = LanguageModel::new(&config, precision, 0, device)?;
+    model.load_state(weights.iter().map(|(name, t)| (name.as_str(), t.clone())).collect())?;
+    Ok((model, Tokenizer::Gpt2))
 }
 
 /// Writes a piece of text to stdout at once. Whether somebody still reads it.

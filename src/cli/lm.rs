@@ -10,10 +10,12 @@ use serde_json::{Value, json};
 use super::interrupt;
 use super::output::{self, Log, thousands};
 use super::settings::{self, Settings, TaskChoice};
-use crate::data::text::{BUILTIN_TEXT, TextData, VAL_SHARE};
+use crate::data::text::{BUILTIN_TEXT, TextData, TokenizerKind, VAL_SHARE};
 use crate::io::folder;
+use crate::nn::GptConfig;
 use crate::train::lm::{
     self, Evaluation, GptSpec, LmConfig, LmFile, LmObserver, LmReport, LmTrainer, flops_per_token,
+    huggingface,
 };
 use crate::{Device, Error, Result};
 
@@ -39,8 +41,8 @@ const TABLES_ONLY: [&str; 17] = [
 ];
 
 /// Flags (by key) that say something about a text only.
-pub(super) const TEXT_ONLY: [&str; 7] =
-    ["tokenizer", "context", "steps", "eval-every", "micro-batches", "recompute", "capture"];
+pub(super) const TEXT_ONLY: [&str; 8] =
+    ["tokenizer", "init", "context", "steps", "eval-every", "micro-batches", "recompute", "capture"];
 
 /// Whether `settings` ask for a language model: by task, or by the folder to go on with.
 pub(super) fn is_asked_for(settings: &Settings) -> Result<bool> {
@@ -118,12 +120,27 @@ pub(super) fn run(settings: &Settings, device: Device, log: Log, start: Instant)
 fn fresh(settings: &Settings, device: Device) -> Result<Run> {
     let config = config(settings, LmConfig::default());
     config.check()?;
-    let spec = spec(settings)?;
+    let (spec, init) = match &settings.init {
+        None => (spec(settings)?, None),
+        Some(path) => imported(settings, path).map(|(spec, weights)| (spec, Some(weights)))?,
+    };
     let name = settings.data.as_deref().unwrap_or(BUILTIN_TEXT);
     let out = settings.out.clone().unwrap_or_else(|| default_out(name, &spec));
     folder::check_writable(&out)?;
     let share = settings.val_split.unwrap_or(VAL_SHARE);
-    let data = TextData::open(name, settings.tokenizer, share)?;
+    // Shards say themselves what made them.
+    let plain = init.is_some() && crate::data::text::ShardFiles::find(name).is_err();
+    let tokenizer = settings.tokenizer.or(plain.then_some(TokenizerKind::Gpt2));
+    let data = TextData::open(name, tokenizer, share)?;
+    if let Some((config, _)) = &init
+        && config.vocab != data.tokenizer.vocab()
+    {
+        let (kind, tokens) = (data.tokenizer.name(), data.tokenizer.vocab());
+        let message = format!("--init: weights of {} tokens, but {kind} has {tokens}", config.vocab);
+        return Err(
+            Error::argument(message).with_help("choose the tokenizer that the weights were made with")
+        );
+    }
     let source = Settings {
         data: Some(name.to_owned()),
         task: Some(TaskChoice::Lm),
@@ -132,12 +149,28 @@ fn fresh(settings: &Settings, device: Device) -> Result<Run> {
         ..Settings::default()
     };
     let trainer = LmTrainer::new(data, &spec, config, source.to_table()?, device, &out)?;
+    if let Some((_, weights)) = init {
+        trainer.model().load_state(weights.iter().map(|(name, t)| (name.as_str(), t.clone())).collect())?;
+    }
     Ok(Run { trainer, out })
+}
+
+/// The decoder in `path`, and its weights.
+fn imported(settings: &Settings, path: &Path) -> Result<(GptSpec, (GptConfig, huggingface::Weights))> {
+    if settings.model.is_some() {
+        return Err(Error::argument("--model: with --init the weights' config.json says what the model is"));
+    }
+    let (config, weights) = huggingface::import(path, settings.context)?;
+    let spec = GptSpec::from_config(huggingface::name_of(path), config.clone());
+    Ok((spec.with_dropout(settings.dropout), (config, weights)))
 }
 
 /// Prepares the run in `dir` to go on as if it had never stopped. Settings come from the folder; one that is given anew must be
 /// the same, but for how long it runs and where.
 fn resumed(given: &Settings, dir: &Path, device: Device, log: Log) -> Result<Run> {
+    if given.init.is_some() {
+        return Err(Error::argument("--init: a run that goes on has its weights already"));
+    }
     let (folder, file, tokenizer) = lm::open(dir)?;
     if folder.is_fallback() {
         log.note(&format!("{} is not whole; going on from {}", dir.display(), folder.path().display()));

@@ -9,6 +9,7 @@
 mod answer;
 mod bench;
 mod doctor;
+mod export;
 mod extents;
 mod generate;
 mod info;
@@ -87,6 +88,7 @@ enum Command {
     Eval(answer::EvalArgs),
     Predict(answer::PredictArgs),
     Generate(generate::GenerateArgs),
+    Export(export::ExportArgs),
     Report(report::ReportArgs),
     Info(info::InfoArgs),
     Bench(bench::BenchArgs),
@@ -126,6 +128,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Eval(args) => answer::eval(args),
         Command::Predict(args) => answer::predict(args),
         Command::Generate(args) => generate::run(args),
+        Command::Export(args) => export::run(args),
         Command::Report(args) => report::run(args),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),

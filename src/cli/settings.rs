@@ -88,6 +88,10 @@ pub(super) struct Settings {
     /// network layer by layer; text: gpt:LAYERSxHEADSxWIDTH, gpt2, or a TOML file [default: mlp:256,128; text: gpt:4x4x128]
     #[arg(long, value_name = "NAME|F.toml", help_heading = "Model")]
     pub(super) model: Option<String>,
+    /// Text: start from GPT-2 weights as Hugging Face keeps them, a folder or a file with its config.json beside it, which says
+    /// what the model is; the tokenizer is gpt2 then, unless another is given
+    #[arg(long, value_name = "DIR|F.safetensors", help_heading = "Model")]
+    pub(super) init: Option<PathBuf>,
     /// The activation behind each hidden layer, of mlp and cnn [default: relu]
     #[arg(long, value_enum, help_heading = "Model")]
     pub(super) activation: Option<Hidden>,

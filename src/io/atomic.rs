@@ -46,6 +46,33 @@ pub fn write_atomically(
     outcome
 }
 
+/// Lets `fill` fill a new folder, which then appears as `path` in one step. Files that are in it must be durable by then.
+///
+/// Fails (kind `Argument`) where there is something at `path` already, and with whatever error `fill` gives; nothing is left then.
+#[cfg(feature = "train")]
+pub fn create_folder(path: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    let there =
+        || Error::argument(format!("{} is there already", path.display())).with_help("name a new folder");
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(there());
+    }
+    fs::create_dir_all(parent_of(path)).map_err(|e| Error::io(parent_of(path), "create", e))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = parent_of(path).join(format!(".{name}.tmp-{}", std::process::id()));
+    fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, "create", e))?;
+    let outcome = fill(&temporary).and_then(|()| {
+        sync_folder(&temporary).map_err(|e| Error::io(path, "sync", e))?;
+        // Where somebody has put a file or a filled folder meanwhile, this fails.
+        fs::rename(&temporary, path).map_err(|e| Error::io(path, "create", e))?;
+        sync_folder(parent_of(path)).map_err(|e| Error::io(path, "sync the folder of", e))
+    });
+    if outcome.is_err() {
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    outcome
+}
+
 fn fill(file: &File, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 16, file);
     write(&mut out).map_err(|e| place(e, path))?;

@@ -22,6 +22,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+#[cfg(feature = "train")]
+pub use atomic::create_folder;
 pub use atomic::write_atomically;
 
 use crate::dtype::Element;

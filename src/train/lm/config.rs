@@ -119,6 +119,12 @@ impl GptSpec {
         self.context
     }
 
+    /// The decoder `config`, called `name`.
+    pub fn from_config(name: impl Into<String>, config: GptConfig) -> GptSpec {
+        let context = Some(config.context);
+        GptSpec { name: name.into(), config, context }
+    }
+
     /// With another dropout.
     pub fn with_dropout(mut self, dropout: Option<f64>) -> GptSpec {
         self.config.dropout = dropout.unwrap_or(self.config.dropout);

@@ -20,6 +20,7 @@
 mod config;
 mod folder;
 mod generate;
+pub mod huggingface;
 mod model;
 mod trainer;
 
