@@ -216,7 +216,7 @@ fn overwriting_saves_one_buffer_of_the_logits() {
     let peak = |over: bool| {
         let device = gpu();
         run(over, shape, device);
-        device.stream().unwrap().memory_report().peak_live_bytes as usize
+        device.stream().unwrap().memory_report().peak_live_bytes
     };
     let (over, beside) = (peak(true), peak(false));
     near(beside - over, shape, "gpu");

@@ -78,6 +78,20 @@ fn below(n: usize, bound: usize, seed: u64, stream: u64) -> Vec<i64> {
     (0..n as u64).map(|i| (random.uniform_f64_at(i) * bound as f64) as i64).collect()
 }
 
+/// The dense peak of a GPU in floating-point operations a second, by its name and the type computed in: tensor cores for 16-bit
+/// types, ordinary ones for f32. As NVIDIA's data sheets have it, without sparsity; nothing for GPUs and types not listed.
+pub fn peak_flops(name: &str, dtype: crate::DType) -> Option<f64> {
+    /// What the name contains; peaks in TFLOP/s of 16-bit and f32. More special names first.
+    const PEAKS: [(&str, f64, f64); 4] =
+        [("H100 PCIe", 756.0, 51.0), ("H100", 989.4, 67.0), ("H200", 989.4, 67.0), ("A100", 312.0, 19.5)];
+    let (_, half, single) = PEAKS.iter().find(|(part, ..)| name.contains(part))?;
+    match dtype {
+        crate::DType::BF16 | crate::DType::F16 => Some(half * 1e12),
+        crate::DType::F32 => Some(single * 1e12),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,19 +108,5 @@ mod tests {
         assert_eq!(normal(5, 1, 2), normal(6, 1, 2)[..5]);
         assert_ne!(normal(4, 1, 2), normal(4, 2, 2));
         assert!(below(100, 7, 0, 0).iter().all(|v| (0..7).contains(v)));
-    }
-}
-
-/// The dense peak of a GPU in floating-point operations a second, by its name and the type computed in: tensor cores for 16-bit
-/// types, ordinary ones for f32. As NVIDIA's data sheets have it, without sparsity; nothing for GPUs and types not listed.
-pub fn peak_flops(name: &str, dtype: crate::DType) -> Option<f64> {
-    /// What the name contains; peaks in TFLOP/s of 16-bit and f32. More special names first.
-    const PEAKS: [(&str, f64, f64); 4] =
-        [("H100 PCIe", 756.0, 51.0), ("H100", 989.4, 67.0), ("H200", 989.4, 67.0), ("A100", 312.0, 19.5)];
-    let (_, half, single) = PEAKS.iter().find(|(part, ..)| name.contains(part))?;
-    match dtype {
-        crate::DType::BF16 | crate::DType::F16 => Some(half * 1e12),
-        crate::DType::F32 => Some(single * 1e12),
-        _ => None,
     }
 }

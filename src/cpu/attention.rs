@@ -148,7 +148,7 @@ fn turn<A: Real>(from: &[A], from_pitch: usize, (count, width): (usize, usize), 
 }
 
 /// Cuts `block` into parts of these lengths.
-fn cut<'a, A: Real, const N: usize>(block: &'a mut Block, lengths: [usize; N]) -> [&'a mut [A]; N] {
+fn cut<A: Real, const N: usize>(block: &mut Block, lengths: [usize; N]) -> [&mut [A]; N] {
     let mut rest = block.typed_mut::<A>();
     lengths.map(|n| {
         let (part, tail) = std::mem::take(&mut rest).split_at_mut(n);

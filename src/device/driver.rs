@@ -152,18 +152,7 @@ pub trait Driver: Send + Sync {
 #[derive(Clone)]
 pub enum Command {
     /// See [`Driver::launch`].
-    Launch {
-        /// What is launched.
-        kernel: &'static Kernel,
-        /// Its shape.
-        grid: Grid,
-        /// A copy of the argument struct.
-        args: Args,
-        /// All ranges it may touch.
-        buffers: Box<[Range]>,
-        /// On whose behalf.
-        context: Context,
-    },
+    Launch(Box<Launch>),
     /// See [`Driver::copy`].
     Copy {
         /// First byte written.
@@ -182,6 +171,21 @@ pub enum Command {
         /// How many.
         bytes: usize,
     },
+}
+
+/// A recorded launch.
+#[derive(Clone)]
+pub struct Launch {
+    /// What is launched.
+    pub kernel: &'static Kernel,
+    /// Its shape.
+    pub grid: Grid,
+    /// A copy of the argument struct.
+    pub args: Args,
+    /// All ranges it may touch.
+    pub buffers: Box<[Range]>,
+    /// On whose behalf.
+    pub context: Context,
 }
 
 /// On whose behalf work is queued.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::Arc;
 
-use super::driver::{Command, Executable};
+use super::driver::{Command, Executable, Launch};
 use super::pool::Reserve;
 use super::stream::Stream;
 use crate::{Device, Error, Result};
@@ -85,7 +85,7 @@ pub struct Graph {
     stream: &'static Stream,
     executable: Option<Executable>,
     /// The last launches, for errors that surface later.
-    pub(super) last: Vec<Command>,
+    pub(super) last: Vec<Launch>,
     pub(super) slots: Vec<usize>,
     launches: u64,
     reserve: Arc<Reserve>,
@@ -153,10 +153,14 @@ impl Stream {
             return Err(Error::internal("a recording got lost"));
         };
         let result = result.inspect_err(|_| self.release_slots(&slots))?;
-        let is_launch = |c: &&Command| matches!(c, Command::Launch { .. });
-        let launches = commands.iter().filter(is_launch).count();
-        let first = launches.saturating_sub(super::stream::RING);
-        let last = commands.iter().filter(is_launch).skip(first).cloned().collect();
+        let made = || {
+            commands.iter().filter_map(|command| match command {
+                Command::Launch(launch) => Some(&**launch),
+                _ => None,
+            })
+        };
+        let launches = made().count();
+        let last = made().skip(launches.saturating_sub(super::stream::RING)).cloned().collect();
         let mut graph = Graph {
             stream: self,
             executable: None,

@@ -365,9 +365,9 @@ impl Driver for Simulator {
         let commands = executable.0.downcast_ref::<Vec<Command>>();
         let commands = commands.ok_or_else(|| Error::internal("recorded work of another driver"))?;
         commands.iter().try_for_each(|command| match command {
-            Command::Launch { kernel, grid, args, buffers, .. } => {
+            Command::Launch(launch) => {
                 // SAFETY: the promise of `instantiate`.
-                unsafe { self.launch(kernel, *grid, args.as_ptr(), buffers) }
+                unsafe { self.launch(launch.kernel, launch.grid, launch.args.as_ptr(), &launch.buffers) }
             }
             &Command::Copy { to, from, bytes } => self.copy(to, from, bytes),
             &Command::Fill { to, value, bytes } => self.fill(to, value, bytes),

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::Device;
 use super::driver::{
-    Args, Command, Context, DeviceInfo, Driver, Event, Executable, Grid, Kernel, Range, TensorMap,
+    Args, Command, Context, DeviceInfo, Driver, Event, Executable, Grid, Kernel, Launch, Range, TensorMap,
     TensorMapDesc,
 };
 use super::graph::{self, Graph};
@@ -221,7 +221,8 @@ impl Stream {
         let recorded = graph::recording(self.device, |recorder| {
             // SAFETY: `args` points to as many bytes: the caller's promise.
             let args = Args::copy_of(unsafe { std::slice::from_raw_parts(args, kernel.args) });
-            recorder.commands.push(Command::Launch { kernel, grid, args, buffers: buffers.into(), context });
+            let launch = Launch { kernel, grid, args, buffers: buffers.into(), context };
+            recorder.commands.push(Command::Launch(Box::new(launch)));
         });
         if recorded.is_some() {
             return Ok(());
@@ -370,10 +371,8 @@ impl Stream {
         self.alive()?;
         graph::refuse(self.device, "replaying a captured step", "a step cannot hold another")?;
         let mut ring = self.ring();
-        for command in &graph.last {
-            if let &Command::Launch { kernel, grid, context, .. } = command {
-                ring.push(Entry { kernel, grid, context });
-            }
+        for Launch { kernel, grid, context, .. } in &graph.last {
+            ring.push(Entry { kernel, grid: *grid, context: *context });
         }
         drop(ring);
         self.launches.fetch_add(graph.launches(), Relaxed);

@@ -66,9 +66,10 @@ impl Drop for Launchable {
 pub(super) unsafe fn instantiate(cuda: &Cuda, commands: &[Command]) -> Result<Executable> {
     let entered = cuda.context.enter()?;
     for command in commands {
-        if let Command::Launch { kernel, grid, .. } = command {
-            let function = cuda.modules.function(kernel, &entered, &cuda.info)?;
-            function.allow_shared(kernel, grid.shared, &entered, cuda.info.shared_per_block)?;
+        if let Command::Launch(launch) = command {
+            let function = cuda.modules.function(launch.kernel, &entered, &cuda.info)?;
+            let most = cuda.info.shared_per_block;
+            function.allow_shared(launch.kernel, launch.grid.shared, &entered, most)?;
         }
     }
     let mut stream = null_mut();
@@ -80,9 +81,9 @@ pub(super) unsafe fn instantiate(cuda: &Cuda, commands: &[Command]) -> Result<Ex
     // SAFETY: our stream; its context is current.
     entered.check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) }, "beginning a capture")?;
     let queued = commands.iter().try_for_each(|command| match command {
-        Command::Launch { kernel, grid, args, .. } => {
+        Command::Launch(launch) => {
             // SAFETY: the caller's promise; the driver copies the arguments into the graph.
-            unsafe { cuda.launch_on(stream, kernel, *grid, args.as_ptr(), capturing.1) }
+            unsafe { cuda.launch_on(stream, launch.kernel, launch.grid, launch.args.as_ptr(), capturing.1) }
         }
         &Command::Copy { to, from, bytes } => cuda.copy_on(stream, to, from, bytes, capturing.1),
         &Command::Fill { to, value, bytes } => cuda.fill_on(stream, to, value, bytes, capturing.1),

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::process;
 
 use super::*;
-use crate::device::driver::Args;
+use crate::device::driver::{Args, Launch};
 use crate::device::fatbin::{self, Image};
 use crate::device::library::Library;
 
@@ -169,13 +169,17 @@ fn recorded_work_is_a_graph_that_is_launched_as_one() {
 fn graph() {
     let cuda = device();
     let at = cuda.alloc(1000).unwrap();
-    let add_one = |n: u64| Command::Launch {
-        kernel: &ADD_ONE,
-        grid: ONE,
-        args: Args::copy_of(bytemuck::cast_slice(&[at, n])),
-        buffers: Box::default(),
-        context: Default::default(),
+    let recorded = |kernel, grid, args: [u64; 2]| {
+        let args = Args::copy_of(bytemuck::cast_slice(&args));
+        Command::Launch(Box::new(Launch {
+            kernel,
+            grid,
+            args,
+            buffers: Box::default(),
+            context: Default::default(),
+        }))
     };
+    let add_one = |n: u64| recorded(&ADD_ONE, ONE, [at, n]);
     let commands = vec![
         Command::Fill { to: at, value: 5, bytes: 100 },
         add_one(900),
@@ -197,22 +201,10 @@ fn graph() {
     assert_eq!((back[0], back[19], back[20], back[499], back[500], back[950]), (8, 7, 6, 4, 6, 1));
 
     // What fails while it is captured leaves no stream and no capture behind.
-    let absent = Command::Launch {
-        kernel: &ABSENT,
-        grid: ONE,
-        args: Args::copy_of(&[0; 16]),
-        buffers: Box::default(),
-        context: Default::default(),
-    };
+    let absent = recorded(&ABSENT, ONE, [0; 2]);
     // SAFETY: refused.
     assert!(unsafe { cuda.instantiate(vec![absent]) }.is_err());
-    let too_wide = Command::Launch {
-        kernel: &ADD_ONE,
-        grid: Grid { blocks: [1, 70_000, 1], shared: 0 },
-        args: Args::copy_of(&[0; 16]),
-        buffers: Box::default(),
-        context: Default::default(),
-    };
+    let too_wide = recorded(&ADD_ONE, Grid { blocks: [1, 70_000, 1], shared: 0 }, [0; 2]);
     // SAFETY: refused.
     assert!(unsafe { cuda.instantiate(vec![too_wide]) }.is_err());
     assert_eq!((live(c"graphs"), live(c"streams")), (1, 1));

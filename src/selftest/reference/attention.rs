@@ -10,12 +10,15 @@ use super::dd::{Dd, dd};
 use super::{Expected, Specials};
 use crate::selftest::Value;
 
+/// The place of element 0 of (batch, head, position).
+type Place = Box<dyn Fn(usize, usize, usize) -> usize>;
+
 /// One attention: sizes, where the vectors lie, who sees whom.
 struct Problem<'a> {
     /// Buffers of queries, keys and values.
     from: [&'a Value; 3],
-    /// The place of element 0 of (batch, head, position) in each of them.
-    place: [Box<dyn Fn(usize, usize, usize) -> usize>; 3],
+    /// Where vectors lie in each of them.
+    place: [Place; 3],
     batch: usize,
     heads: usize,
     kv_heads: usize,
