@@ -66,13 +66,19 @@ pub struct Windows {
 
 impl Windows {
     /// # Errors
-    /// Kind `Argument`: a batch or context of 0; kind `Data`: no token, or only one, from which nothing can be predicted. A corpus
+    /// Kind `Argument`: a batch or context of 0, or more tokens than fit 31 bits; kind `Data`: no token, or only one, from which nothing can be predicted. A corpus
     /// that is shorter than a window can still validate; [`Windows::check_random`] and [`Windows::sequential_batches`] say
     /// whether it can be learned from.
     pub fn new(corpus: &Corpus, batch: usize, context: usize) -> Result<Windows> {
         if batch == 0 || context == 0 {
             return Err(Error::argument(format!(
                 "a batch of {batch} windows of {context} tokens: expected at least 1 of each"
+            )));
+        }
+        const MOST: usize = i32::MAX as usize;
+        if batch.checked_mul(context).is_none_or(|tokens| tokens > MOST) {
+            return Err(Error::argument(format!(
+                "a batch of {batch} windows of {context} tokens: expected at most {MOST} tokens in all"
             )));
         }
         let windows = Windows { corpus: corpus.clone(), batch, context };

@@ -70,7 +70,7 @@ impl<'a> Generator<'a> {
         self.window = prompt;
         self.cache.iter_mut().for_each(KvCache::clear);
         let mut decoder = Decoder::new(self.tokenizer);
-        let (mut tokens, mut text) = (Vec::with_capacity(count), String::new());
+        let (mut tokens, mut text) = (Vec::new(), String::new());
         for _ in 0..count {
             let logits = self.logits()?;
             let token = self.sampler.next(&logits)?;
