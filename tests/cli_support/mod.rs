@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
+pub mod lm;
 pub mod page;
 
 /// An empty folder that is removed when dropped; the program runs in it.
