@@ -459,6 +459,11 @@ fn a_run_that_diverges_keeps_its_checkpoint() {
     assert!(value["val_loss"].as_f64().unwrap().is_finite());
     place.ok("generate --model m --tokens 9");
 
+    // Before the first look there is no such checkpoint: then the weights are kept that could not be trained on.
+    let at_once = "--warmup 0 --lr 1e6 --clip 1e30 --schedule constant --steps 200 --precision f16 --out o";
+    place.fails(&format!("{how} {at_once}"), 1, &["steps in a row", "the last good checkpoint is in o"]);
+    assert!(place.json("info o")["steps"].as_u64().unwrap() < 40);
+
     // In f32 a loss that is no number ends the run at once; without a checkpoint none is spoken of.
     let run = place.run(&format!("{TINY} --warmup 0 --lr 1e38 --clip 1e30 --steps 30 --out n"));
     assert_eq!(run.code, 1, "{}", run.stderr);

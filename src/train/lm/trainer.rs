@@ -214,15 +214,21 @@ impl LmTrainer {
     /// When `stop` becomes true, saves a checkpoint to resume from and returns an error of kind `Interrupted`. A loss that is
     /// no longer finite, or too many skipped steps in a row, is an error of kind `Diverged`; the last checkpoint stays.
     pub fn run(&mut self, observer: &mut dyn LmObserver, stop: &AtomicBool) -> Result<LmReport> {
-        let outcome = self.run_to_the_end(observer, stop);
-        outcome.map_err(|error| match error.kind() {
-            ErrorKind::Diverged if self.kept_anything() => {
-                let kept =
-                    format!("the last good checkpoint is in {}", self.place.shown_checkpoints().display());
-                let help = error.help().map_or(kept.clone(), |help| format!("{help}; {kept}"));
-                error.with_help(help)
+        self.run_to_the_end(observer, stop).map_err(|error| {
+            if error.kind() != ErrorKind::Diverged {
+                return error;
             }
-            _ => error,
+            // Skipped steps changed nothing: where no better checkpoint is, what is there now is one. That it could not be saved
+            // too would be the lesser news.
+            if !self.kept_anything() && self.step.optimizer().check_skipped(MAX_SKIPPED).is_err() {
+                let _ = self.save_checkpoint(observer);
+            }
+            if !self.kept_anything() {
+                return error;
+            }
+            let kept = format!("the last good checkpoint is in {}", self.place.shown_checkpoints().display());
+            let help = error.help().map_or(kept.clone(), |help| format!("{help}; {kept}"));
+            error.with_help(help)
         })
     }
 
