@@ -156,7 +156,10 @@ fn fresh(settings: &Settings, device: Device) -> Result<Run> {
 }
 
 /// The decoder in `path`, and its weights.
-fn imported(settings: &Settings, path: &Path) -> Result<(GptSpec, (GptConfig, huggingface::Weights))> {
+pub(super) fn imported(
+    settings: &Settings,
+    path: &Path,
+) -> Result<(GptSpec, (GptConfig, huggingface::Weights))> {
     if settings.model.is_some() {
         return Err(Error::argument("--model: with --init the weights' config.json says what the model is"));
     }
@@ -250,7 +253,7 @@ fn resumed(given: &Settings, dir: &Path, device: Device, log: Log) -> Result<Run
 }
 
 /// The settings of training: those given, else those of `base`.
-fn config(settings: &Settings, base: LmConfig) -> LmConfig {
+pub(super) fn config(settings: &Settings, base: LmConfig) -> LmConfig {
     LmConfig {
         optimizer: settings.optimizer.unwrap_or(base.optimizer),
         lr: settings.lr.unwrap_or(base.lr),
@@ -271,7 +274,7 @@ fn config(settings: &Settings, base: LmConfig) -> LmConfig {
 }
 
 /// The decoder that `--model`, `--context` and `--dropout` say.
-fn spec(settings: &Settings) -> Result<GptSpec> {
+pub(super) fn spec(settings: &Settings) -> Result<GptSpec> {
     let spec = match settings.model.as_deref() {
         None => GptSpec::default(),
         Some(file) if settings::is_description(file) => {

@@ -17,6 +17,7 @@ mod input;
 mod interrupt;
 mod lm;
 mod output;
+mod plan;
 mod progress;
 mod report;
 mod resume;
@@ -84,6 +85,7 @@ struct How {
 enum Command {
     Train(Box<train::TrainArgs>),
     Tune(tune::TuneArgs),
+    Plan(Box<plan::PlanArgs>),
     Tokenize(tokenize::TokenizeArgs),
     Eval(answer::EvalArgs),
     Predict(answer::PredictArgs),
@@ -124,6 +126,7 @@ pub fn main(start: Instant) -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => train::run(*args, start),
         Command::Tune(args) => tune::run(args),
+        Command::Plan(args) => plan::run(*args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Eval(args) => answer::eval(args),
         Command::Predict(args) => answer::predict(args),

@@ -189,7 +189,7 @@ fn no_memory(file: &Path, n: usize, what: &str, more: &str) -> Error {
 
 /// The bytes of memory that a process can still get, where the system says so: what is free or can be freed, swap included,
 /// and no more than a container's limit leaves.
-fn free_memory() -> Option<u64> {
+pub(crate) fn free_memory() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let field = |name: &str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;

@@ -22,10 +22,12 @@ mod folder;
 mod generate;
 pub mod huggingface;
 mod model;
+mod plan;
 mod trainer;
 
 pub use config::{GptSpec, LmConfig};
 pub use folder::{LmFile, LmProgress, is_language_model, load_model, open, read_progress};
 pub use generate::{Generated, Generator};
 pub use model::{LanguageModel, flops_per_token};
+pub use plan::{MemoryPlan, PlanOptions};
 pub use trainer::{Evaluation, LmObserver, LmReport, LmTrainer, Silent};
