@@ -363,17 +363,18 @@ impl Model {
         }
     }
 
-    /// As [`weights::state`].
+    /// All parameters, then all buffers, by name, copied to host memory.
     pub fn state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
         weights::state(&self.arena)
     }
 
-    /// As [`weights::master_state`].
+    /// As [`Model::state`], with the f32 masters of 16-bit parameters in their place: what is worth keeping.
     pub fn master_state(&self) -> Result<Vec<(String, HostTensor<'static>)>> {
         weights::master_state(&self.arena)
     }
 
-    /// As [`weights::load_state`].
+    /// Overwrites all parameters and buffers. Errors (kind `Data`) that list all differences unless there is exactly one tensor of
+    /// the right shape for each.
     pub fn load_state(&self, tensors: Vec<(&str, HostTensor<'_>)>) -> Result<()> {
         weights::load_state(&self.arena, tensors)
     }
