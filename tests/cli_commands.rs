@@ -301,8 +301,20 @@ fn the_whole_op_list_passes_its_checks() {
 #[test]
 fn help_has_examples_and_they_parse() {
     let place = Place::new("help");
-    for command in ["", "train", "eval", "predict", "info", "bench", "bench step", "bench ops", "completions"]
-    {
+    for command in [
+        "",
+        "train",
+        "tokenize",
+        "plan",
+        "export",
+        "eval",
+        "predict",
+        "info",
+        "bench",
+        "bench step",
+        "bench ops",
+        "completions",
+    ] {
         let help = place.ok(&format!("{command} --help")).stdout;
         assert!(help.contains("Examples:"), "{command}: {help}");
         let examples: Vec<&str> = help.lines().filter_map(|l| l.trim().strip_prefix("warpsmith ")).collect();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::interrupt;
 use super::output::{self, Log, thousands};
 use super::settings::{self, Settings, TaskChoice};
-use crate::data::text::{BUILTIN_TEXT, TextData, TokenizerKind, VAL_SHARE};
+use crate::data::text::{BUILTIN_TEXT, ShardFiles, TextData, TokenizerKind, VAL_SHARE};
 use crate::io::folder;
 use crate::nn::GptConfig;
 use crate::train::lm::{
@@ -128,10 +128,7 @@ fn fresh(settings: &Settings, device: Device) -> Result<Run> {
     let out = settings.out.clone().unwrap_or_else(|| default_out(name, &spec));
     folder::check_writable(&out)?;
     let share = settings.val_split.unwrap_or(VAL_SHARE);
-    // Shards say themselves what made them.
-    let plain = init.is_some() && crate::data::text::ShardFiles::find(name).is_err();
-    let tokenizer = settings.tokenizer.or(plain.then_some(TokenizerKind::Gpt2));
-    let data = TextData::open(name, tokenizer, share)?;
+    let data = TextData::open(name, tokenizer(settings, name), share)?;
     if let Some((config, _)) = &init
         && config.vocab != data.tokenizer.vocab()
     {
@@ -153,6 +150,13 @@ fn fresh(settings: &Settings, device: Device) -> Result<Run> {
         trainer.model().load_state(weights.iter().map(|(name, t)| (name.as_str(), t.clone())).collect())?;
     }
     Ok(Run { trainer, out })
+}
+
+/// The tokenizer that was asked for, GPT-2's for GPT-2 and weights of its kind; shards say themselves what made them.
+pub(super) fn tokenizer(settings: &Settings, data: &str) -> Option<TokenizerKind> {
+    let gpt2 = settings.init.is_some() || settings.model.as_deref() == Some("gpt2");
+    let default = || (gpt2 && ShardFiles::find(data).is_err()).then_some(TokenizerKind::Gpt2);
+    settings.tokenizer.or_else(default)
 }
 
 /// The decoder in `path`, and its weights.

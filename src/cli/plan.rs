@@ -24,7 +24,7 @@ use crate::{Device, Error, Result};
 #[derive(Args)]
 #[command(after_help = format!("\
 Examples:
-  warpsmith plan --model gpt2 --tokenizer gpt2 --batch 64 --precision bf16
+  warpsmith plan --model gpt2 --batch 64 --precision bf16
   warpsmith plan --config run.toml --device cuda --json
 
 {}", super::EXIT_CODES))]
@@ -128,12 +128,10 @@ fn decoder(settings: &Settings) -> Result<(String, GptConfig)> {
         return Ok((spec.to_string(), config));
     }
     let spec = lm::spec(settings)?;
-    let tokenizer = match settings.tokenizer {
+    let name = settings.data.as_deref().unwrap_or(BUILTIN_TEXT);
+    let tokenizer = match lm::tokenizer(settings, name) {
         Some(kind @ (TokenizerKind::Gpt2 | TokenizerKind::Byte)) => Tokenizer::fit(kind, b"")?,
-        kind => {
-            let name = settings.data.as_deref().unwrap_or(BUILTIN_TEXT);
-            TextData::open(name, kind, settings.val_split.unwrap_or(VAL_SHARE))?.tokenizer
-        }
+        kind => TextData::open(name, kind, settings.val_split.unwrap_or(VAL_SHARE))?.tokenizer,
     };
     let config = spec.config(tokenizer.vocab(), tokenizer.padded_vocab())?;
     Ok((spec.to_string(), config))

@@ -71,7 +71,8 @@ pub(super) struct Settings {
     /// The share of the other rows that picks the best epoch and stops early [default: 0.1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Data")]
     pub(super) val_split: Option<f64>,
-    /// Text: char (those of the text), byte, or gpt2 [default: char; shards: what made them]
+    /// Text: char (those of the text), byte, or gpt2 [default: char; --model gpt2: gpt2; shards: what made
+    /// them]
     #[arg(long, value_name = "char|byte|gpt2", help_heading = "Data")]
     pub(super) tokenizer: Option<TokenizerKind>,
     /// Use only the first N rows

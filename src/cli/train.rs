@@ -47,7 +47,7 @@ Examples:
   warpsmith train --data fashion-mnist --augment flip,crop:2
   warpsmith train --data photos --image-size 64x64 --channels 3 --class-weights balanced
   warpsmith train --task lm
-  warpsmith train --task lm --data books.txt --model gpt:6x6x384 --context 256 --batch 64 --steps 5000
+  warpsmith train --task lm --data books.txt --model gpt:6x6x384 --context 256 --steps 5000
   warpsmith train --resume runs/wine --epochs 300
   warpsmith train --report --tensorboard runs/events/first
 
