@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use crate::io::folder::{self, Folder};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Where a run saves. Absolute, as replacing the current directory leaves relative paths pointing nowhere.
 pub(super) struct Place {
@@ -14,9 +14,9 @@ pub(super) struct Place {
     pub(super) shown: PathBuf,
     pub(super) dir: PathBuf,
     /// Where checkpoints go when `dir` holds a model that this run does not go on with.
-    pub(super) partial: Option<PathBuf>,
+    partial: Option<PathBuf>,
     /// Whether what is in `partial` is this run's.
-    pub(super) owns_partial: bool,
+    owns_partial: bool,
 }
 
 impl Place {
@@ -55,8 +55,27 @@ impl Place {
         if self.partial.is_some() { checkpoint::partial_of(&self.shown) } else { self.shown.clone() }
     }
 
+    /// A checkpoint was written: what is in `partial` is this run's.
+    pub(super) fn checkpoint_written(&mut self) {
+        self.owns_partial = self.partial.is_some();
+    }
+
+    /// The finished model was written: `dir` is this run's own from here on, and its checkpoints beside it go.
+    pub(super) fn result_written(&mut self) -> Result<()> {
+        match self.partial.take() {
+            Some(partial) if self.owns_partial => checkpoint::remove(&partial),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a run that was interrupted `when`, after its checkpoint was written.
+    pub(super) fn interrupted(&self, when: &str) -> Error {
+        let message = format!("interrupted {when}; saved to {}", self.shown_checkpoints().display());
+        Error::new(ErrorKind::Interrupted, message).with_help(format!("go on with: {}", self.how_to_go_on()))
+    }
+
     /// The command that goes on from the checkpoint.
-    pub(super) fn how_to_go_on(&self) -> String {
+    fn how_to_go_on(&self) -> String {
         let from = self.shown_checkpoints();
         let mut command = format!("warpsmith train --resume {}", from.display());
         if self.partial.is_some() {

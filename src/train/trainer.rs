@@ -366,21 +366,15 @@ impl Trainer {
 
     fn interrupt(&mut self, observer: &mut dyn Observer) -> Result<Report> {
         self.save_checkpoint(observer)?;
-        let message = format!(
-            "interrupted in epoch {} after {} steps; saved to {}",
-            self.progress.epoch + 1,
-            self.progress.steps,
-            self.place.shown_checkpoints().display()
-        );
-        Err(Error::new(ErrorKind::Interrupted, message)
-            .with_help(format!("go on with: {}", self.place.how_to_go_on())))
+        let (epoch, steps) = (self.progress.epoch + 1, self.progress.steps);
+        Err(self.place.interrupted(&format!("in epoch {epoch} after {steps} steps")))
     }
 
     /// Writes what the run can go on from.
     fn save_checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let dir = self.place.checkpoints().to_owned();
         self.save(&dir)?;
-        self.place.owns_partial = self.place.partial.is_some();
+        self.place.checkpoint_written();
         observer.saved(&self.place.shown_checkpoints());
         Ok(())
     }
@@ -389,12 +383,7 @@ impl Trainer {
     fn save_result(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let dir = self.place.dir.clone();
         self.save(&dir)?;
-        // From here on the folder is this run's own.
-        if let Some(partial) = self.place.partial.take()
-            && self.place.owns_partial
-        {
-            checkpoint::remove(&partial)?;
-        }
+        self.place.result_written()?;
         observer.saved(&self.place.shown);
         Ok(())
     }

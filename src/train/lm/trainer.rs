@@ -21,7 +21,7 @@ use crate::optim::{
     Adam, AdamW, Clip, Input, MAX_SKIPPED, Optimizer, RmsProp, Sgd, Step, StepOptions, TrainStep,
 };
 use crate::param::StepBlock;
-use crate::train::checkpoint::{self, FORMAT};
+use crate::train::checkpoint::FORMAT;
 use crate::train::place::Place;
 use crate::train::spec::OptimizerKind;
 use crate::{Device, Error, ErrorKind, Result};
@@ -355,17 +355,14 @@ impl LmTrainer {
 
     fn interrupt(&mut self, observer: &mut dyn LmObserver) -> Result<LmReport> {
         self.save_checkpoint(observer)?;
-        let (steps, dir) = (self.progress.steps, self.place.shown_checkpoints());
-        let message = format!("interrupted after {steps} steps; saved to {}", dir.display());
-        Err(Error::new(ErrorKind::Interrupted, message)
-            .with_help(format!("go on with: {}", self.place.how_to_go_on())))
+        Err(self.place.interrupted(&format!("after {} steps", self.progress.steps)))
     }
 
     /// Writes what the run can go on from.
     fn save_checkpoint(&mut self, observer: &mut dyn LmObserver) -> Result<()> {
         let dir = self.place.checkpoints().to_owned();
         self.save(&dir)?;
-        self.place.owns_partial = self.place.partial.is_some();
+        self.place.checkpoint_written();
         observer.saved(&self.place.shown_checkpoints());
         Ok(())
     }
@@ -374,11 +371,7 @@ impl LmTrainer {
     fn save_result(&mut self, observer: &mut dyn LmObserver) -> Result<()> {
         let dir = self.place.dir.clone();
         self.save(&dir)?;
-        if let Some(partial) = self.place.partial.take()
-            && self.place.owns_partial
-        {
-            checkpoint::remove(&partial)?;
-        }
+        self.place.result_written()?;
         observer.saved(&self.place.shown);
         Ok(())
     }
